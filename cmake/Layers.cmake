@@ -1,0 +1,25 @@
+# One static library per folder of csrc/; what it may link is what it may include
+# (csrc/layers.toml, checked by scripts/check_layers.py).
+#   torchtitan_layer(nn DEPS ops collectives)        links LibTorch
+#   torchtitan_layer(mesh NO_TORCH DEPS base)        plain C++
+function(torchtitan_layer path)
+  cmake_parse_arguments(arg "NO_TORCH" "" "DEPS;LIBRARIES" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS "${path}/*.cpp")
+  string(REPLACE "/" "_" name "torchtitan_${path}")
+  list(TRANSFORM arg_DEPS REPLACE "/" "_")
+  list(TRANSFORM arg_DEPS PREPEND "torchtitan_")
+  if(NOT sources)
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE ${arg_DEPS} ${arg_LIBRARIES})
+    return()
+  endif()
+  add_library(${name} STATIC ${sources})
+  target_include_directories(${name} PUBLIC "${PROJECT_SOURCE_DIR}/csrc")
+  target_link_libraries(${name} PUBLIC ${arg_DEPS} ${arg_LIBRARIES})
+  if(NOT arg_NO_TORCH)
+    target_link_libraries(${name} PUBLIC torchtitan_libtorch)
+    if(NOT name STREQUAL torchtitan_core)
+      target_precompile_headers(${name} REUSE_FROM torchtitan_core)
+    endif()
+  endif()
+endfunction()

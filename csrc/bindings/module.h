@@ -1,0 +1,13 @@
+// One function per folder of csrc/ that Python can see; each is defined in the file of
+// the same name and fills the submodule torchtitan_cpp._C.<folder>.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace torchtitan::bindings {
+
+namespace py = pybind11;
+
+void bind_core(py::module_ module);
+
+}  // namespace torchtitan::bindings

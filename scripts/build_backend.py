@@ -1,0 +1,152 @@
+"""Build backend: scikit-build-core, told which torch the extension must match.
+
+A C++ extension works only with the torch it was compiled against. pip builds in
+an isolated environment, where the torch of the target environment is hidden;
+asking for torch there would fetch a second one. So this backend looks for the
+torch of the environment that is being installed into, hands its folder to CMake
+as ``TORCHTITAN_TORCH_ROOT``, and writes its version into the package's
+dependencies. Only where there is none does it ask for the pinned one.
+
+It is also the dynamic-metadata provider of scikit-build-core for
+``project.dependencies`` (see ``pyproject.toml``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+PINNED_TORCH = "2.13.0"
+OLDEST_TORCH = (2, 11)
+
+RUNTIME_DEPENDENCIES = [
+    "numpy",
+    "tokenizers>=0.15",
+    "safetensors>=0.4",
+    "typing_extensions",
+]
+
+
+def find_torch() -> tuple[Path, str] | None:
+    """Folder and version of the target environment's torch, or None."""
+    named = os.environ.get("TORCHTITAN_TORCH_ROOT")
+    candidates = [Path(named)] if named else []
+    # Under build isolation sysconfig still names the target environment.
+    for key in ("purelib", "platlib"):
+        candidates.append(Path(sysconfig.get_path(key)) / "torch")
+    for folder in candidates:
+        version_file = folder / "version.py"
+        if version_file.is_file():
+            match = re.search(
+                r"__version__\s*=\s*['\"]([^'\"]+)", version_file.read_text()
+            )
+            if match:
+                return folder, match.group(1)
+    return None
+
+
+def torch_requirement() -> str:
+    """The requirement that keeps the torch in use: its public version, exactly."""
+    found = find_torch()
+    version = found[1].split("+")[0] if found else PINNED_TORCH
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TORCH:
+        raise RuntimeError(
+            f"torchtitan_cpp needs torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, but "
+            f"the environment has torch {version}; run: "
+            f"pip install torch=={PINNED_TORCH}"
+        )
+    return f"torch=={version}"
+
+
+def dynamic_metadata(field: str, settings: dict[str, Any] | None = None) -> list[str]:
+    """scikit-build-core's hook: the value of a dynamic ``project`` field."""
+    if field != "dependencies":
+        raise ValueError(f"no dynamic metadata for {field!r}; only 'dependencies'")
+    return [torch_requirement(), *RUNTIME_DEPENDENCIES]
+
+
+def _backend() -> Any:
+    from scikit_build_core import build
+
+    return build
+
+
+def _announce_torch() -> None:
+    found = find_torch()
+    if found:
+        os.environ["TORCHTITAN_TORCH_ROOT"] = str(found[0])
+
+
+def _requires(hook: str, config_settings: dict[str, Any] | None) -> list[str]:
+    wanted: list[str] = list(getattr(_backend(), hook)(config_settings))
+    if find_torch() is None:
+        wanted.append(torch_requirement())
+    return wanted
+
+
+def get_requires_for_build_wheel(
+    config_settings: dict[str, Any] | None = None,
+) -> list[str]:
+    return _requires("get_requires_for_build_wheel", config_settings)
+
+
+def get_requires_for_build_editable(
+    config_settings: dict[str, Any] | None = None,
+) -> list[str]:
+    return _requires("get_requires_for_build_editable", config_settings)
+
+
+def get_requires_for_build_sdist(
+    config_settings: dict[str, Any] | None = None,
+) -> list[str]:
+    return list(_backend().get_requires_for_build_sdist(config_settings))
+
+
+def prepare_metadata_for_build_wheel(
+    metadata_directory: str, config_settings: dict[str, Any] | None = None
+) -> str:
+    return str(
+        _backend().prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    )
+
+
+def prepare_metadata_for_build_editable(
+    metadata_directory: str, config_settings: dict[str, Any] | None = None
+) -> str:
+    return str(
+        _backend().prepare_metadata_for_build_editable(
+            metadata_directory, config_settings
+        )
+    )
+
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: dict[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    _announce_torch()
+    return str(
+        _backend().build_wheel(wheel_directory, config_settings, metadata_directory)
+    )
+
+
+def build_editable(
+    wheel_directory: str,
+    config_settings: dict[str, Any] | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    _announce_torch()
+    return str(
+        _backend().build_editable(wheel_directory, config_settings, metadata_directory)
+    )
+
+
+def build_sdist(
+    sdist_directory: str, config_settings: dict[str, Any] | None = None
+) -> str:
+    return str(_backend().build_sdist(sdist_directory, config_settings))
