@@ -4,4 +4,11 @@ PYBIND11_MODULE(_C, module) {
   using namespace torchtitan::bindings;
   module.doc() = "C++ core of torchtitan_cpp; one submodule per folder of csrc/.";
   bind_core(module.def_submodule("core"));
+  bind_collectives(module.def_submodule("collectives"));
+  bind_nn(module.def_submodule("nn"));
+  bind_optim(module.def_submodule("optim"));
+  bind_parallel(module.def_submodule("parallel"));
+  auto models = module.def_submodule("models");
+  bind_models_llama(models.def_submodule("llama"));
+  bind_train(module.def_submodule("train"));
 }

@@ -8,6 +8,12 @@ namespace torchtitan::bindings {
 
 namespace py = pybind11;
 
+void bind_collectives(py::module_ module);
 void bind_core(py::module_ module);
+void bind_models_llama(py::module_ module);
+void bind_nn(py::module_ module);
+void bind_optim(py::module_ module);
+void bind_parallel(py::module_ module);
+void bind_train(py::module_ module);
 
 }  // namespace torchtitan::bindings

@@ -1,0 +1,62 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/stl.h>
+
+#include "models/llama/model.h"
+
+#include "bindings/module.h"
+
+namespace torchtitan::bindings {
+
+void bind_models_llama(py::module_ module) {
+  using models::llama::Args;
+  using models::llama::Head;
+  py::class_<ops::RopeScaling>(module, "RopeScaling",
+                               "Frequency scaling of Llama 3.1's rotary embedding.")
+      .def(py::init([](double factor, double low, double high, int64_t original) {
+             return ops::RopeScaling{factor, low, high, original};
+           }),
+           py::kw_only(), py::arg("factor"), py::arg("low_freq_factor"),
+           py::arg("high_freq_factor"), py::arg("original_context"));
+  py::class_<Args>(module, "Args", "Sizes of a Llama 3 model.")
+      .def(py::init([](int64_t dim, int64_t n_layers, int64_t n_heads, int64_t n_kv_heads,
+                       int64_t vocab_size, int64_t hidden_dim, double norm_eps,
+                       double rope_theta, std::optional<ops::RopeScaling> rope_scaling,
+                       int64_t max_seq_len, bool depth_init, bool tied_embeddings) {
+             const Args args{.dim = dim,
+                             .n_layers = n_layers,
+                             .n_heads = n_heads,
+                             .n_kv_heads = n_kv_heads,
+                             .vocab_size = vocab_size,
+                             .hidden_dim = hidden_dim,
+                             .norm_eps = norm_eps,
+                             .rope_theta = rope_theta,
+                             .rope_scaling = rope_scaling,
+                             .max_seq_len = max_seq_len,
+                             .depth_init = depth_init,
+                             .tied_embeddings = tied_embeddings};
+             args.validate();
+             return args;
+           }),
+           py::kw_only(), py::arg("dim"), py::arg("n_layers"), py::arg("n_heads"),
+           py::arg("n_kv_heads"), py::arg("vocab_size"), py::arg("hidden_dim"),
+           py::arg("norm_eps"), py::arg("rope_theta"), py::arg("rope_scaling"),
+           py::arg("max_seq_len"), py::arg("depth_init"), py::arg("tied_embeddings"))
+      .def("num_params", &Args::num_params, "Parameters stored, tied ones once.")
+      .def("flops_per_token", &Args::flops_per_token, py::arg("seq_len"),
+           "Training flops for one token in sequences of seq_len tokens.");
+  module.def(
+      "build",
+      [](const Args& args, const std::string& head, at::Device device, at::ScalarType dtype) {
+        TORCH_CHECK_VALUE(head == "loss" || head == "logits",
+                          "head: expected 'loss' or 'logits', found '", head, "'");
+        return models::llama::build(args, {.head = head == "loss" ? Head::kLoss : Head::kLogits,
+                                           .device = device,
+                                           .dtype = dtype});
+      },
+      py::arg("args"), py::kw_only(), py::arg("head"), py::arg("device"), py::arg("dtype"),
+      "Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) "
+      "or 'logits'; `dtype` is that of the rotary arithmetic.");
+}
+
+}  // namespace torchtitan::bindings

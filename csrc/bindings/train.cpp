@@ -1,0 +1,54 @@
+#include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/stl.h>
+
+#include "parallel/apply.h"
+#include "train/step.h"
+
+#include "bindings/module.h"
+
+namespace torchtitan::bindings {
+
+void bind_train(py::module_ module) {
+  using train::Evaluation;
+  using train::Step;
+  using train::StepResult;
+  py::class_<StepResult>(module, "StepResult",
+                         "0-dim tensors; reading one waits for the device.")
+      .def_readonly("loss", &StepResult::loss)
+      .def_readonly("grad_norm", &StepResult::grad_norm)
+      .def_readonly("num_tokens", &StepResult::num_tokens)
+      .def_readonly("local_loss", &StepResult::local_loss)
+      .def_readonly("local_tokens", &StepResult::local_tokens)
+      .def_readonly("finite", &StepResult::finite);
+  py::class_<Evaluation>(module, "Evaluation", "Loss of one batch, without gradients.")
+      .def_readonly("loss_sum", &Evaluation::loss_sum)
+      .def_readonly("num_tokens", &Evaluation::num_tokens);
+  py::class_<Step>(module, "Step", "The hot training step.")
+      .def(py::init([](const nn::Model& model, const parallel::Applied& applied,
+                       std::shared_ptr<optim::Adam> optimizer,
+                       const collectives::Group& loss_axis, std::vector<bool> recompute,
+                       double max_norm) {
+             return std::make_unique<Step>(
+                 train::StepParts{.model = model,
+                                  .groups = applied.groups,
+                                  .recompute = std::move(recompute),
+                                  .training_program = applied.training_program,
+                                  .evaluation_program = applied.evaluation_program,
+                                  .optimizer = std::move(optimizer),
+                                  .loss_axis = loss_axis,
+                                  .max_norm = max_norm});
+           }),
+           py::arg("model"), py::arg("applied"), py::arg("optimizer"), py::kw_only(),
+           py::arg("loss_axis"), py::arg("recompute"), py::arg("max_norm"))
+      .def("run", &Step::run, py::arg("microbatches"), py::kw_only(),
+           py::arg("learning_rate"), py::arg("step"),
+           py::call_guard<py::gil_scoped_release>(),
+           "One optimizer step over this rank's microbatches, dicts of named tensors with "
+           "'input' and 'labels'. `step` counts from 1.")
+      .def("evaluate", &Step::evaluate, py::arg("batch"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Loss of one batch without gradients; all ranks call it together.");
+}
+
+}  // namespace torchtitan::bindings

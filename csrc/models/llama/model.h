@@ -1,0 +1,29 @@
+// Llama 3: embedding, pre-norm blocks of grouped-query attention with rotary positions
+// and SwiGLU feed-forward, final norm and head. Single-device math only; parallelism is
+// attached from outside.
+#pragma once
+
+#include "models/llama/args.h"
+#include "nn/model.h"
+
+namespace torchtitan::models::llama {
+
+// What the last segment gives out.
+enum class Head {
+  kLoss,    // "loss": sum of cross-entropy over the valid tokens of "labels"
+  kLogits,  // "logits": [B, S, vocab_size], for a loss given by the user
+};
+
+struct BuildOptions {
+  Head head;
+  at::Device device;       // of the rotary table
+  at::ScalarType dtype;    // of the rotary arithmetic: float32, or float64
+};
+
+// Segments: tok_embeddings, layers.0 ... layers.N-1, head.
+// Values: "input" [B, S] int64 -> "h" [B, S, dim] -> "loss" or "logits".
+// Groups: tok_embeddings, one per block, and norm with output (only norm when tied).
+// Throws ValueError for sizes that do not fit together.
+nn::Model build(const Args& args, const BuildOptions& options);
+
+}  // namespace torchtitan::models::llama

@@ -1,0 +1,144 @@
+#include "nn/parameter_group.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <numeric>
+#include <span>
+
+#include "base/checked_math.h"
+#include "base/random_fill.h"
+
+namespace torchtitan::nn {
+namespace {
+
+int64_t numel_of(std::span<const int64_t> shape) { return base::checked_product(shape); }
+
+// Elements in one row (all dims but the first).
+int64_t row_numel(const ParameterSpec& parameter) {
+  return numel_of(std::span(parameter.shape).subspan(1));
+}
+
+// A view with a version counter of its own: refilling the flat buffer between forward
+// and backward is not an in-place change of what autograd saved.
+at::Tensor independent_view(const at::Tensor& flat, int64_t offset,
+                            const std::vector<int64_t>& shape) {
+  return flat.narrow(0, offset, numel_of(shape)).view(shape).variable_data();
+}
+
+}  // namespace
+
+ParameterGroup::ParameterGroup(ParameterGroupSpec spec, GroupOptions options)
+    : spec_(std::move(spec)), options_(options) {
+  for (const auto& parameter : spec_.parameters) {
+    TORCH_CHECK_VALUE(!parameter.shape.empty(), "parameter ", parameter.name,
+                      ": expected at least one dim, found none");
+  }
+}
+
+int64_t ParameterGroup::whole_numel() const {
+  int64_t numel = 0;
+  for (const auto& parameter : spec_.parameters) {
+    numel = base::checked_add(numel, numel_of(parameter.shape));
+  }
+  return numel;
+}
+
+void ParameterGroup::allocate_local(int64_t rank, int64_t num_ranks, bool is_writer) {
+  int64_t numel = 0;
+  for (const auto& parameter : spec_.parameters) {
+    shard_offsets_.push_back(numel);
+    numel += base::ceil_div(parameter.shape[0], num_ranks) * row_numel(parameter);
+  }
+  const auto options = at::TensorOptions().device(options_.device);
+  master_ = at::zeros({numel}, options.dtype(options_.master_dtype));
+  gradient_ = at::zeros({numel}, options.dtype(options_.reduce_dtype));
+  for (size_t slot = 0; slot < spec_.parameters.size(); ++slot) {
+    const auto& parameter = spec_.parameters[slot];
+    const int64_t rows = parameter.shape[0];
+    const int64_t chunk = base::ceil_div(rows, num_ranks);
+    const int64_t first = std::min(rank * chunk, rows);
+    std::vector<int64_t> local_shape = parameter.shape;
+    local_shape[0] = std::min(chunk, rows - first);
+    shards_.push_back({.name = parameter.name,
+                       .global_shape = parameter.shape,
+                       .first_row = first,
+                       .value = independent_view(master_, shard_offsets_[slot], local_shape),
+                       .gradient = independent_view(gradient_, shard_offsets_[slot], local_shape),
+                       .is_writer = is_writer});
+  }
+}
+
+TensorList ParameterGroup::shard_views(const at::Tensor& flat) const {
+  TORCH_CHECK_VALUE(flat.dim() == 1 && flat.numel() == master_.numel(), "group ", spec_.name,
+                    ": expected a flat tensor of ", master_.numel(), " elements, got shape ",
+                    flat.sizes());
+  TensorList views;
+  for (size_t slot = 0; slot < shards_.size(); ++slot) {
+    views.push_back(independent_view(flat, shard_offsets_[slot], shards_[slot].value.sizes().vec()));
+  }
+  return views;
+}
+
+TensorList ParameterGroup::whole_views(const at::Tensor& flat) const {
+  TensorList views;
+  int64_t offset = 0;
+  for (const auto& parameter : spec_.parameters) {
+    views.push_back(independent_view(flat, offset, parameter.shape));
+    offset += numel_of(parameter.shape);
+  }
+  return views;
+}
+
+void ParameterGroup::make_leaves(const at::Tensor& flat) {
+  leaves_ = whole_views(flat);
+  for (auto& leaf : leaves_) leaf.set_requires_grad(true);
+}
+
+void ParameterGroup::attach_gradients(const TensorList& gradients) {
+  for (size_t slot = 0; slot < leaves_.size(); ++slot) {
+    auto& leaf = leaves_[slot];
+    // Otherwise the engine rounds each gradient to the leaf's dtype before adding it.
+    if (leaf.scalar_type() != gradients[slot].scalar_type()) {
+      leaf.set_grad_dtype(gradients[slot].scalar_type());
+    }
+    leaf.mutable_grad() = gradients[slot];
+  }
+}
+
+void ParameterGroup::start_replica_reduce() {
+  replica_reduce_ = replica_axis().all_reduce(gradient_);
+}
+
+void ParameterGroup::wait_replica_reduce() { replica_reduce_.wait(); }
+
+void ParameterGroup::initialize(uint64_t seed) {
+  if (master_.is_meta()) return;
+  const c10::AutoGradMode off(false);
+  for (size_t slot = 0; slot < shards_.size(); ++slot) {
+    const auto& shard = shards_[slot];
+    const auto& init = spec_.parameters[slot].init;
+    if (init.kind == Init::Kind::kConstant) {
+      shard.value.fill_(init.mean);
+      continue;
+    }
+    const auto numbers = at::empty(shard.value.sizes(), at::kFloat);
+    const std::span<float> out(numbers.mutable_data_ptr<float>(),
+                               static_cast<size_t>(numbers.numel()));
+    std::vector<int64_t> offset(shard.global_shape.size(), 0);
+    offset[0] = shard.first_row;
+    const base::RandomTensor tensor{seed, shard.name, shard.global_shape};
+    const base::RandomBox box{offset, numbers.sizes()};
+    if (init.kind == Init::Kind::kNormal) {
+      base::fill_normal(out, tensor, box, init.mean, init.std);
+    } else {
+      base::fill_truncated_normal(out, tensor, box,
+                                  {init.mean, init.std, init.low, init.high});
+    }
+    shard.value.copy_(numbers);
+  }
+}
+
+}  // namespace torchtitan::nn

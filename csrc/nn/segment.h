@@ -1,0 +1,75 @@
+// A segment: a part of a model with a forward and a backward of its own. The step runs
+// one autograd graph (or one hand-written pair) per segment, so that it can decide
+// between any two of them when to gather, recompute, send or reduce.
+//
+// Values travel between segments by name ("input", "labels", "h", "loss"); parameters
+// are arguments: a segment does not own where they live.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace torchtitan::nn {
+
+using TensorList = std::vector<at::Tensor>;
+
+// The parameter `slot` of parameter group `group` of the model.
+struct ParameterRef {
+  int64_t group;
+  int64_t slot;
+};
+
+class Segment {
+ public:
+  // What backward needs of one forward. Dropped after backward.
+  class Saved {
+   public:
+    virtual ~Saved() = default;
+  };
+
+  Segment(std::string name, std::vector<std::string> inputs,
+          std::vector<std::string> outputs, std::vector<ParameterRef> parameters);
+  virtual ~Segment() = default;
+
+  const std::string& name() const { return name_; }
+  const std::vector<std::string>& inputs() const { return inputs_; }
+  const std::vector<std::string>& outputs() const { return outputs_; }
+  const std::vector<ParameterRef>& parameters() const { return parameters_; }
+
+  // Outputs, in the order of outputs(). With `saved` null nothing is kept (evaluation,
+  // or a forward that will be run again before its backward).
+  virtual TensorList forward(const TensorList& inputs, const TensorList& parameters,
+                             std::unique_ptr<Saved>* saved) = 0;
+
+  // Gradients of the inputs, undefined where there is none. Adds the gradient of each
+  // parameter into its .grad, which is preset. An undefined output gradient is zero.
+  virtual TensorList backward(std::unique_ptr<Saved> saved,
+                              const TensorList& output_gradients,
+                              const TensorList& parameters) = 0;
+
+ private:
+  std::string name_;
+  std::vector<std::string> inputs_;
+  std::vector<std::string> outputs_;
+  std::vector<ParameterRef> parameters_;
+};
+
+// A segment written as one differentiable function; autograd makes its backward.
+class AutogradSegment : public Segment {
+ public:
+  using Segment::Segment;
+
+  TensorList forward(const TensorList& inputs, const TensorList& parameters,
+                     std::unique_ptr<Saved>* saved) override;
+  TensorList backward(std::unique_ptr<Saved> saved, const TensorList& output_gradients,
+                      const TensorList& parameters) override;
+
+  // The function itself, differentiable when grad mode is on.
+  virtual TensorList compute(const TensorList& inputs,
+                             const TensorList& parameters) const = 0;
+};
+
+}  // namespace torchtitan::nn

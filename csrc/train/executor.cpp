@@ -1,0 +1,151 @@
+#include "train/executor.h"
+
+#include <ATen/ops/add.h>
+
+#include <algorithm>
+
+namespace torchtitan::train {
+namespace {
+
+using plan::ActionKind;
+
+constexpr const char* kLoss = "loss";
+
+}  // namespace
+
+Executor::Executor(nn::Model model,
+                   std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
+                   std::vector<bool> recompute)
+    : model_(std::move(model)), groups_(std::move(groups)), recompute_(std::move(recompute)) {
+  TORCH_CHECK_VALUE(recompute_.size() == model_.segments.size(), "expected one recompute "
+                    "flag for each of ", model_.segments.size(), " segments, found ",
+                    recompute_.size());
+  for (const auto& segment : model_.segments) {
+    nn::TensorList leaves;
+    for (const auto& reference : segment->parameters()) {
+      leaves.push_back(groups_.at(static_cast<size_t>(reference.group))
+                           ->leaves()
+                           .at(static_cast<size_t>(reference.slot)));
+    }
+    parameters_.push_back(std::move(leaves));
+  }
+}
+
+void Executor::run(const plan::Program& program, std::vector<Batch> batches,
+                   const OtherActions& other) {
+  live_.clear();
+  for (auto& batch : batches) {
+    Live live;
+    live.values = std::move(batch);
+    live.saved.resize(model_.segments.size());
+    live.inputs.resize(model_.segments.size());
+    live_.push_back(std::move(live));
+  }
+  loss_sum_ = at::Tensor();
+  keep_for_backward_ =
+      std::any_of(program.begin(), program.end(), [](const plan::Action& action) {
+        return action.kind == ActionKind::kBackward;
+      });
+  for (const auto& action : program) execute(action, other);
+}
+
+void Executor::execute(const plan::Action& action, const OtherActions& other) {
+  const auto group = [&] { return groups_.at(static_cast<size_t>(action.group)); };
+  switch (action.kind) {
+    case ActionKind::kForward: return forward(action);
+    case ActionKind::kRecompute: return recompute(action);
+    case ActionKind::kBackward: return backward(action);
+    case ActionKind::kUnshard: return group()->start_unshard();
+    case ActionKind::kReshard: return group()->reshard();
+    case ActionKind::kReduceGradient: return group()->start_reduce();
+    case ActionKind::kAllReduceGradient: return group()->start_replica_reduce();
+    case ActionKind::kWait: return wait(action, other);
+    default: return other(action);
+  }
+}
+
+void Executor::wait(const plan::Action& action, const OtherActions& other) {
+  const auto group = [&] { return groups_.at(static_cast<size_t>(action.group)); };
+  switch (action.waits_for) {
+    case ActionKind::kUnshard: return group()->wait_unshard();
+    case ActionKind::kReduceGradient: return group()->wait_reduce();
+    case ActionKind::kAllReduceGradient: return group()->wait_replica_reduce();
+    default: return other(action);
+  }
+}
+
+void Executor::check_gathered(const nn::Segment& segment) const {
+  for (const auto& reference : segment.parameters()) {
+    const auto& group = *groups_[static_cast<size_t>(reference.group)];
+    TORCH_CHECK(group.gathered(), "segment ", segment.name(), " runs while group ",
+                group.spec().name, " is not gathered");
+  }
+}
+
+void Executor::forward(const plan::Action& action) {
+  const auto s = static_cast<size_t>(action.segment);
+  auto& segment = *model_.segments.at(s);
+  auto& live = live_.at(static_cast<size_t>(action.microbatch));
+  check_gathered(segment);
+  nn::TensorList inputs;
+  for (const auto& name : segment.inputs()) {
+    const auto found = live.values.find(name);
+    TORCH_CHECK_VALUE(found != live.values.end(), "segment ", segment.name(),
+                      " reads the value '", name, "', which no earlier segment and no "
+                      "tensor of the batch provides");
+    inputs.push_back(found->second);
+  }
+  const bool keep_graph = keep_for_backward_ && !recompute_[s];
+  auto outputs =
+      segment.forward(inputs, parameters_[s], keep_graph ? &live.saved[s] : nullptr);
+  if (keep_for_backward_ && recompute_[s]) live.inputs[s] = std::move(inputs);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto& name = segment.outputs()[i];
+    if (name == kLoss) {
+      loss_sum_ = loss_sum_.defined() ? at::add(loss_sum_, outputs[i]) : outputs[i];
+    } else {
+      live.values[name] = std::move(outputs[i]);
+    }
+  }
+}
+
+void Executor::recompute(const plan::Action& action) {
+  const auto s = static_cast<size_t>(action.segment);
+  auto& live = live_.at(static_cast<size_t>(action.microbatch));
+  check_gathered(*model_.segments.at(s));
+  model_.segments[s]->forward(live.inputs[s], parameters_[s], &live.saved[s]);
+  live.inputs[s].clear();
+}
+
+void Executor::backward(const plan::Action& action) {
+  const auto s = static_cast<size_t>(action.segment);
+  auto& segment = *model_.segments.at(s);
+  auto& live = live_.at(static_cast<size_t>(action.microbatch));
+  check_gathered(segment);
+  TORCH_CHECK(live.saved[s], "segment ", segment.name(), ": backward without a forward");
+  for (const auto& reference : segment.parameters()) {
+    groups_[static_cast<size_t>(reference.group)]->prepare_gradients();
+  }
+  nn::TensorList output_gradients;
+  for (const auto& name : segment.outputs()) {
+    if (name == kLoss) {
+      output_gradients.push_back(loss_gradient_);
+      continue;
+    }
+    // Taken away before the inputs' gradients are stored: a block reads and writes "h".
+    const auto found = live.gradients.find(name);
+    output_gradients.push_back(found == live.gradients.end() ? at::Tensor() : found->second);
+    if (found != live.gradients.end()) live.gradients.erase(found);
+  }
+  auto input_gradients =
+      segment.backward(std::move(live.saved[s]), output_gradients, parameters_[s]);
+  for (size_t i = 0; i < input_gradients.size(); ++i) {
+    if (!input_gradients[i].defined()) continue;
+    auto& gradient = live.gradients[segment.inputs()[i]];
+    gradient = gradient.defined() ? at::add(gradient, input_gradients[i])
+                                  : std::move(input_gradients[i]);
+  }
+  if (s == 0) live = Live{};
+}
+
+}  // namespace torchtitan::train

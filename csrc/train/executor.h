@@ -1,0 +1,68 @@
+// Runs the model's part of a program: gathers, forwards, recomputes, backwards, reduces.
+// Actions that are not the model's (token count, clipping, optimizer) go to the caller.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/model.h"
+#include "nn/parameter_group.h"
+#include "plan/program.h"
+
+namespace torchtitan::train {
+
+// One microbatch: named tensors such as "input" and "labels".
+using Batch = std::map<std::string, at::Tensor>;
+
+class Executor {
+ public:
+  using OtherActions = std::function<void(const plan::Action&)>;
+
+  // Segment s runs again before its backward where recompute[s], keeping only its inputs.
+  Executor(nn::Model model, std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
+           std::vector<bool> recompute);
+
+  // Runs the actions in order. Values named "loss" are summed into loss_sum(); their
+  // gradient is loss_gradient, which must be set before the first Backward.
+  // Throws what a segment throws, with the action's text in front.
+  void run(const plan::Program& program, std::vector<Batch> batches,
+           const OtherActions& other);
+
+  // 0-dim; of the values of this rank in the run under way or just ended. Undefined
+  // where no segment gave a loss.
+  const at::Tensor& loss_sum() const { return loss_sum_; }
+  void set_loss_gradient(at::Tensor gradient) { loss_gradient_ = std::move(gradient); }
+
+  // Values of microbatch `index` that are left after a program without Backward.
+  const Batch& values(size_t index) const { return live_.at(index).values; }
+
+ private:
+  // What a microbatch holds between its actions, by segment.
+  struct Live {
+    Batch values;
+    Batch gradients;
+    std::vector<std::unique_ptr<nn::Segment::Saved>> saved;
+    std::vector<nn::TensorList> inputs;
+  };
+
+  void execute(const plan::Action& action, const OtherActions& other);
+  void wait(const plan::Action& action, const OtherActions& other);
+  void forward(const plan::Action& action);
+  void recompute(const plan::Action& action);
+  void backward(const plan::Action& action);
+  void check_gathered(const nn::Segment& segment) const;
+
+  nn::Model model_;
+  std::vector<std::shared_ptr<nn::ParameterGroup>> groups_;
+  std::vector<bool> recompute_;
+  std::vector<nn::TensorList> parameters_;  // leaves of each segment
+  std::vector<Live> live_;
+  bool keep_for_backward_ = false;
+  at::Tensor loss_sum_;
+  at::Tensor loss_gradient_;
+};
+
+}  // namespace torchtitan::train

@@ -1,0 +1,126 @@
+#include "train/step.h"
+
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+
+#include <map>
+
+#include "ops/cross_entropy.h"
+
+namespace torchtitan::train {
+namespace {
+
+using plan::ActionKind;
+
+at::Tensor count_tokens(const std::vector<Batch>& batches) {
+  at::Tensor count;
+  for (const auto& batch : batches) {
+    const auto found = batch.find("labels");
+    TORCH_CHECK_VALUE(found != batch.end(), "a batch must have a tensor named 'labels'");
+    const auto valid = found->second.ne(ops::kIgnoreIndex).sum().to(at::kDouble);
+    count = count.defined() ? count.add(valid) : valid;
+  }
+  TORCH_CHECK_VALUE(count.defined(), "a step needs at least one microbatch");
+  return count;
+}
+
+}  // namespace
+
+Step::Step(StepParts parts)
+    : parts_(std::move(parts)), executor_(parts_.model, parts_.groups, parts_.recompute) {}
+
+StepResult Step::run(std::vector<Batch> microbatches, double learning_rate, int64_t step) {
+  const c10::AutoGradMode off(false);
+  for (const auto& group : parts_.groups) group->begin_step();
+  result_ = {};
+  result_.local_tokens = count_tokens(microbatches);
+  const auto options = result_.local_tokens.options();
+  scalars_.learning_rate = at::scalar_tensor(learning_rate, options);
+  scalars_.step = at::scalar_tensor(static_cast<double>(step), options);
+  executor_.run(parts_.training_program, std::move(microbatches),
+                [this](const plan::Action& action) { other_action(action); });
+  return result_;
+}
+
+Evaluation Step::evaluate(Batch batch) {
+  const c10::AutoGradMode off(false);
+  std::vector<Batch> batches{std::move(batch)};
+  const auto num_tokens = count_tokens(batches);
+  for (const auto& group : parts_.groups) group->begin_step();
+  executor_.run(parts_.evaluation_program, std::move(batches), [](const plan::Action&) {});
+  return {executor_.loss_sum(), num_tokens};
+}
+
+void Step::other_action(const plan::Action& action) {
+  switch (action.kind) {
+    case ActionKind::kCountTokens:
+      result_.num_tokens = result_.local_tokens.clone();
+      token_count_ = parts_.loss_axis.all_reduce(result_.num_tokens);
+      return;
+    case ActionKind::kWait:
+      TORCH_CHECK(action.waits_for == ActionKind::kCountTokens, "unexpected action: ",
+                  plan::to_string(action));
+      return finish_token_count();
+    case ActionKind::kClipGradient: return clip_gradient();
+    case ActionKind::kOptimizerStep: return optimizer_step(action);
+    default: TORCH_CHECK(false, "the step cannot run the action ", plan::to_string(action));
+  }
+}
+
+void Step::finish_token_count() {
+  token_count_.wait();
+  // A batch without any valid token has loss 0 and gradient 0, not NaN.
+  executor_.set_loss_gradient(at::reciprocal(at::clamp_min(result_.num_tokens, 1.0)));
+}
+
+at::Tensor Step::squared_norm(size_t begin, size_t end) const {
+  // Shards of one axis are added up first, so that each axis is reduced once.
+  std::map<std::string, std::pair<collectives::Group, at::Tensor>> sums;
+  for (size_t i = begin; i < end; ++i) {
+    const auto& group = *parts_.groups[i];
+    const auto norm = at::linalg_vector_norm(group.gradient(), 2, {}, false, at::kDouble);
+    auto& [axis, sum] = sums.try_emplace(group.shard_axis().name(), group.shard_axis(),
+                                         at::Tensor()).first->second;
+    sum = sum.defined() ? sum.add(norm.square()) : norm.square();
+  }
+  auto total = at::zeros({}, result_.local_tokens.options());
+  for (auto& [name, entry] : sums) {
+    entry.first.all_reduce(entry.second).wait();
+    total = total.add(entry.second);
+  }
+  return total;
+}
+
+void Step::clip_gradient() {
+  result_.local_loss = executor_.loss_sum();
+  result_.loss = result_.local_loss.to(at::kDouble);
+  parts_.loss_axis.all_reduce(result_.loss).wait();
+  result_.loss = result_.loss.div(at::clamp_min(result_.num_tokens, 1.0));
+  result_.grad_norm = squared_norm(0, parts_.groups.size()).sqrt();
+  scalars_.clip =
+      at::reciprocal(result_.grad_norm.add(1e-6)).mul(parts_.max_norm).clamp_max(1.0);
+  result_.finite = at::isfinite(result_.grad_norm)
+                       .logical_and(at::isfinite(result_.loss))
+                       .to(at::kDouble);
+  scalars_.finite = result_.finite;
+}
+
+void Step::optimizer_step(const plan::Action& action) {
+  if (action.group < 0) {
+    for (size_t i = 0; i < parts_.groups.size(); ++i) parts_.optimizer->step(i, scalars_);
+    return;
+  }
+  // A group that steps at its last reduction: clipping is impossible, the check its own.
+  const auto index = static_cast<size_t>(action.group);
+  scalars_.clip = at::ones({}, scalars_.step.options());
+  scalars_.finite = at::isfinite(squared_norm(index, index + 1)).to(at::kDouble);
+  parts_.optimizer->step(index, scalars_);
+}
+
+}  // namespace torchtitan::train

@@ -1,0 +1,197 @@
+#include "train/tiny_llama.h"
+
+#include <ATen/Functions.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <mutex>
+
+#include "collectives/local_world.h"
+#include "models/llama/model.h"
+#include "nn/whole_group.h"
+#include "ops/cross_entropy.h"
+#include "train/step.h"
+
+namespace torchtitan::train::testing {
+namespace {
+
+using collectives::Group;
+using collectives::LocalWorld;
+
+constexpr uint64_t kSeed = 7;
+constexpr double kLearningRate = 0.05;
+constexpr double kMaxNorm = 0.5;  // below the norm, so that clipping acts
+constexpr ops::AdamOptions kAdam = {
+    .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .decoupled = true};
+
+Batch global_batch(const Problem& problem) {
+  const auto count = problem.rows * (problem.seq_len + 1);
+  // A fixed scatter of token ids, different in every row.
+  const auto ids = at::arange(count, at::kLong).mul(7919).add(13).mul(104729).remainder(
+      problem.args.vocab_size).view({problem.rows, problem.seq_len + 1});
+  auto labels = ids.narrow(1, 1, problem.seq_len).clone();
+  labels.narrow(0, problem.first_masked, problem.last_masked - problem.first_masked)
+      .fill_(ops::kIgnoreIndex);
+  labels.select(1, 2).slice(0, 0, problem.rows, 3).fill_(ops::kIgnoreIndex);
+  return {{"input", ids.narrow(1, 0, problem.seq_len).contiguous()}, {"labels", labels}};
+}
+
+nn::Model build_model(const Problem& problem) {
+  return models::llama::build(problem.args, {.head = models::llama::Head::kLoss,
+                                             .device = at::kCPU,
+                                             .dtype = at::kDouble});
+}
+
+nn::GroupOptions options() {
+  return {.master_dtype = at::kDouble,
+          .compute_dtype = at::kDouble,
+          .reduce_dtype = at::kDouble,
+          .device = at::Device(at::kCPU)};
+}
+
+// Writes this rank's rows into the whole tensors; replicas are compared.
+void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, bool first,
+             Result& result) {
+  for (const auto& group : groups) {
+    for (const auto& shard : group->shards()) {
+      const auto place = [&](NamedTensors& into, const at::Tensor& value) {
+        auto& whole = into.try_emplace(shard.name, at::zeros(shard.global_shape, at::kDouble))
+                          .first->second;
+        const auto rows = whole.narrow(0, shard.first_row, value.size(0));
+        if (first) {
+          rows.copy_(value);
+        } else {
+          EXPECT_TRUE(at::equal(rows, value)) << shard.name << " differs between replicas";
+        }
+      };
+      place(result.gradients, shard.gradient);
+      place(result.weights, shard.value);
+    }
+  }
+}
+
+}  // namespace
+
+Result run_step(const Problem& problem, const Layout& layout) {
+  const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
+  const auto batch = global_batch(problem);
+  const int64_t local_rows = problem.rows / (layout.num_ranks() * layout.num_microbatches);
+  Result result;
+  std::mutex mutex;
+  world.run([&](int64_t rank) {
+    std::vector<int64_t> shard_ranks;
+    std::vector<int64_t> replica_ranks;
+    for (int64_t r = 0; r < layout.num_ranks(); ++r) {
+      if (r / layout.shards == rank / layout.shards) shard_ranks.push_back(r);
+      if (r % layout.shards == rank % layout.shards) replica_ranks.push_back(r);
+    }
+    const auto axis = [&](const char* name, const std::vector<int64_t>& ranks) {
+      return ranks.size() == 1 ? Group(name) : world.group(rank, name, ranks);
+    };
+    const auto model = build_model(problem);
+    const std::vector<bool> recompute(model.segments.size(), layout.recompute);
+    const auto applied = parallel::apply(
+        model, {.shards = axis("fsdp", shard_ranks),
+                .replicas = axis("dp_replicate", replica_ranks),
+                .parameters = options(),
+                .reshard_after_forward = layout.reshard,
+                .prefetch_depth = layout.prefetch_depth,
+                .recompute = recompute,
+                .num_microbatches = layout.num_microbatches,
+                .early_optimizer_step = layout.early_optimizer_step});
+    std::vector<optim::Target> targets;
+    for (const auto& group : applied.groups) {
+      group->initialize(kSeed);
+      targets.push_back({group->master(), group->gradient()});
+    }
+    Step step({.model = model,
+               .groups = applied.groups,
+               .recompute = recompute,
+               .training_program = applied.training_program,
+               .evaluation_program = applied.evaluation_program,
+               .optimizer = std::make_shared<optim::Adam>(
+                   targets, optim::AdamConfig{.update = kAdam,
+                                              .implementation = optim::Implementation::kFused,
+                                              .state_dtype = at::kDouble}),
+               .loss_axis = layout.num_ranks() == 1 ? Group("loss") : world.group(rank, "loss"),
+               .max_norm = kMaxNorm});
+    StepResult last;
+    for (int64_t i = 1; i <= problem.num_steps; ++i) {
+      std::vector<Batch> microbatches;
+      for (int64_t m = 0; m < layout.num_microbatches; ++m) {
+        Batch local;
+        const int64_t row = (m * layout.num_ranks() + rank) * local_rows;
+        for (const auto& [name, value] : batch) local[name] = value.narrow(0, row, local_rows);
+        microbatches.push_back(local);
+      }
+      last = step.run(std::move(microbatches), kLearningRate, i);
+    }
+    // One replica after another, so that the first writes and the others compare.
+    for (int64_t replica = 0; replica < layout.replicas; ++replica) {
+      world.group(rank, "world").barrier().wait();
+      if (rank / layout.shards != replica) continue;
+      const std::lock_guard lock(mutex);
+      collect(applied.groups, replica == 0, result);
+      result.loss = last.loss.item<double>();
+      result.grad_norm = last.grad_norm.item<double>();
+    }
+  });
+  return result;
+}
+
+Result run_reference(const Problem& problem) {
+  const auto model = build_model(problem);
+  auto batch = global_batch(problem);
+  std::vector<nn::TensorList> parameters;
+  std::vector<nn::TensorList> first_moments;
+  std::vector<nn::TensorList> second_moments;
+  for (const auto& spec : model.groups) {
+    nn::WholeGroup group(spec, options(), Group("dp_replicate"));
+    group.initialize(kSeed);
+    nn::TensorList leaves;
+    nn::TensorList zeros;
+    for (const auto& shard : group.shards()) {
+      leaves.push_back(shard.value.clone().set_requires_grad(true));
+      zeros.push_back(at::zeros_like(shard.value));
+    }
+    parameters.push_back(leaves);
+    first_moments.push_back(zeros);
+    second_moments.push_back({});
+    for (const auto& zero : zeros) second_moments.back().push_back(zero.clone());
+  }
+  Result result;
+  for (int64_t step = 1; step <= problem.num_steps; ++step) {
+    for (auto& leaves : parameters) {
+      for (auto& leaf : leaves) leaf.mutable_grad() = at::Tensor();
+    }
+    const auto valid = batch["labels"].ne(ops::kIgnoreIndex).sum().to(at::kDouble);
+    const auto loss = nn::forward(model, parameters, batch).at("loss").div(valid.clamp_min(1.0));
+    torch::autograd::backward({loss}, {});
+    result.loss = loss.item<double>();
+    double squares = 0;
+    for (const auto& leaves : parameters) {
+      for (const auto& leaf : leaves) squares += leaf.grad().square().sum().item<double>();
+    }
+    result.grad_norm = std::sqrt(squares);
+    const auto scalar = [](double value) { return at::scalar_tensor(value, at::kDouble); };
+    const ops::AdamScalars scalars = {
+        .learning_rate = scalar(kLearningRate),
+        .step = scalar(static_cast<double>(step)),
+        .clip = scalar(std::min(1.0, kMaxNorm / (result.grad_norm + 1e-6))),
+        .finite = scalar(1)};
+    const c10::AutoGradMode off(false);
+    for (size_t g = 0; g < parameters.size(); ++g) {
+      for (size_t slot = 0; slot < parameters[g].size(); ++slot) {
+        const auto& name = model.groups[g].parameters[slot].name;
+        const auto& leaf = parameters[g][slot];
+        result.gradients[name] = leaf.grad().clone();
+        ops::adamw_reference_(leaf, leaf.grad(), first_moments[g][slot],
+                              second_moments[g][slot], kAdam, scalars);
+        result.weights[name] = leaf.detach().clone();
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace torchtitan::train::testing

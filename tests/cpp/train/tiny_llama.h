@@ -1,0 +1,66 @@
+// A tiny Llama 3 in float64, run as the training step runs it in any layout of ranks
+// (threads), and as plain autograd over one process: the two must agree.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "models/llama/args.h"
+#include "parallel/apply.h"
+
+namespace torchtitan::train::testing {
+
+using NamedTensors = std::map<std::string, at::Tensor>;
+
+struct Layout {
+  int64_t shards = 1;
+  int64_t replicas = 1;
+  parallel::Reshard reshard = parallel::Reshard::kDefault;
+  int64_t num_microbatches = 1;
+  bool recompute = false;
+  int64_t prefetch_depth = 1;
+  bool early_optimizer_step = false;
+
+  int64_t num_ranks() const { return shards * replicas; }
+};
+
+struct Problem {
+  models::llama::Args args = {.dim = 12,
+                              .n_layers = 2,
+                              .n_heads = 2,
+                              .n_kv_heads = 1,
+                              .vocab_size = 257,
+                              .hidden_dim = 20,
+                              .norm_eps = 1e-5,
+                              .rope_theta = 1e4,
+                              .rope_scaling = std::nullopt,
+                              .max_seq_len = 8,
+                              .depth_init = true,
+                              .tied_embeddings = false};
+  int64_t rows = 12;  // of the global batch; divisible by ranks x microbatches
+  int64_t seq_len = 8;
+  // Rows [first, last) of the batch have no valid label.
+  int64_t first_masked = 0;
+  int64_t last_masked = 0;
+  int64_t num_steps = 1;
+};
+
+struct Result {
+  double loss = 0;  // of the last step
+  double grad_norm = 0;
+  NamedTensors gradients;  // whole, of the last step, before clipping
+  NamedTensors weights;    // whole, after the last step
+};
+
+// Row r of the global batch goes to rank (r / B) % ranks, microbatch r / (B * ranks),
+// B = rows / (ranks * microbatches). Gradients and weights are put together from all
+// ranks' shards; replicas must be equal bit by bit.
+Result run_step(const Problem& problem, const Layout& layout);
+
+// The same by nn::forward over the whole batch, autograd and the AdamW definition.
+Result run_reference(const Problem& problem);
+
+}  // namespace torchtitan::train::testing
