@@ -18,7 +18,7 @@ from torchtitan_cpp.metrics.summary import (
 RUN = RunSummary(
     model="llama3 debugmodel",
     num_params=6_163_712,
-    flops_per_token=71_584_512,
+    flops_per_token=71_585_280,
     mesh={"pp": 1, "dp_replicate": 2, "dp_shard": 4, "cp": 1, "tp": 1},
     device="cpu (AMD EPYC), 2 threads",
     local_batch_size=8,
@@ -94,7 +94,7 @@ def test_one_rank_has_no_axes() -> None:
         (999, "999"),
         (999.6, "1.00K"),
         (6_163_712, "6.16M"),
-        (71_584_512, "71.6M"),
+        (71_585_280, "71.6M"),
         (405_853_388_800, "406B"),
         (2.5e18, "2500P"),
     ],
