@@ -8,6 +8,7 @@ namespace torchtitan::bindings {
 
 namespace py = pybind11;
 
+void bind_config(py::module_ module);
 void bind_core(py::module_ module);
 
 }  // namespace torchtitan::bindings
