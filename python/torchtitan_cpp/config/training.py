@@ -51,7 +51,7 @@ class Training:
     enable_cpu_offload: bool = False
     """Keep parameters, gradients and optimizer state in host memory."""
     dtype: Literal["bfloat16", "float32", "float64"] = "float32"
-    """Dtype of parameters, gradients and optimizer state. float64 is not v0.2.2's."""
+    """Dtype in which parameters are kept and updated. float64 is not v0.2.2's."""
     mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of gathered parameters and of the computation in every layout."""
     mixed_precision_reduce: Literal["float32"] = "float32"
