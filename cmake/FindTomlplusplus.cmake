@@ -4,20 +4,29 @@ find_path(TOMLPLUSPLUS_INCLUDE_DIR toml++/toml.h
           HINTS "${TOMLPLUSPLUS_ROOT}" "${TOMLPLUSPLUS_ROOT}/include")
 if(NOT TOMLPLUSPLUS_INCLUDE_DIR)
   set(version 3.4.0)
-  set(folder "${CMAKE_BINARY_DIR}/tomlplusplus-${version}")
   set(url "https://github.com/marzer/tomlplusplus/archive/refs/tags/v${version}.tar.gz")
-  file(DOWNLOAD "${url}" "${folder}.tar.gz" STATUS status TIMEOUT 30
-       EXPECTED_HASH SHA256=8517f65938a4faae9ccf8ebb36631a38c1cadfb5efa85d9a72e15b9e97d25155)
-  list(GET status 0 code)
-  if(code EQUAL 0)
-    file(ARCHIVE_EXTRACT INPUT "${folder}.tar.gz" DESTINATION "${CMAKE_BINARY_DIR}")
-    set(TOMLPLUSPLUS_INCLUDE_DIR "${folder}/include" CACHE PATH "" FORCE)
-  else()
+  set(sha256 8517f65938a4faae9ccf8ebb36631a38c1cadfb5efa85d9a72e15b9e97d25155)
+  set(archive "${CMAKE_BINARY_DIR}/tomlplusplus-${version}.tar.gz")
+  # No EXPECTED_HASH: without a network it would fail before the message below.
+  file(DOWNLOAD "${url}" "${archive}" STATUS status TIMEOUT 60)
+  list(GET status 0 failed)
+  if(NOT failed)
+    file(SHA256 "${archive}" found)
+    if(NOT found STREQUAL sha256)
+      set(failed TRUE)
+      set(status "its sha256 is ${found}, expected ${sha256}")
+    endif()
+  endif()
+  if(failed)
+    file(REMOVE "${archive}")
     message(FATAL_ERROR
-      "toml++ is not installed and could not be downloaded. Run:\n"
+      "toml++ is not installed, and ${url} could not be downloaded (${status}). Run:\n"
       "  apt-get install libtomlplusplus-dev\n"
       "or pass -DTOMLPLUSPLUS_ROOT=<folder that holds toml++/toml.h>")
   endif()
+  file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${CMAKE_BINARY_DIR}")
+  set(TOMLPLUSPLUS_INCLUDE_DIR "${CMAKE_BINARY_DIR}/tomlplusplus-${version}/include"
+      CACHE PATH "Folder that holds toml++/toml.h" FORCE)
 endif()
 add_library(torchtitan_tomlplusplus INTERFACE)
 target_include_directories(torchtitan_tomlplusplus SYSTEM INTERFACE "${TOMLPLUSPLUS_INCLUDE_DIR}")

@@ -9,6 +9,7 @@ namespace torchtitan::bindings {
 namespace py = pybind11;
 
 void bind_collectives(py::module_ module);
+void bind_config(py::module_ module);
 void bind_core(py::module_ module);
 void bind_models_llama(py::module_ module);
 void bind_nn(py::module_ module);

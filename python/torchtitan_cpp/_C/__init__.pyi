@@ -1,0 +1,4 @@
+"""C++ core of torchtitan_cpp; one submodule per folder of csrc/."""
+
+from . import config as config
+from . import core as core

@@ -1,0 +1,66 @@
+"""Sections model, activation_checkpoint and compile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from torchtitan_cpp.config.constraints import Matching, Name, OneOf, Path, Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model is trained and where its assets lie."""
+
+    name: Name = "llama3"
+    """Name under which the model's TrainSpec is registered."""
+    flavor: Name = "debugmodel"
+    """Key of the model's arguments in its TrainSpec."""
+    hf_assets_path: Path = "./tests/assets/tokenizer"
+    """Folder with tokenizer files, config.json and, to start from them, weights."""
+    tokenizer_path: Path | None = None
+    """Deprecated name of hf_assets_path."""
+    converters: list[str] = field(default_factory=list)
+    """Conversions of the model in this order, e.g. quantize.linear.float8."""
+    print_after_conversion: bool = False
+    """Print the model once all converters are applied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCheckpoint:
+    """Which activations are recomputed in the backward instead of being saved."""
+
+    mode: Literal["selective", "full", "memory_budget", "none"] = "selective"
+    """none: save all; full: recompute every block; selective: see the next field."""
+    selective_ac_option: Annotated[
+        str, Matching(r"op|0*[1-9][0-9]*", 'a positive number as text, or "op"')
+    ] = "2"
+    """n: recompute every n-th block; "op": decide for each operation."""
+    per_op_sac_force_recompute_mm_shapes_by_fqns: list[str] = field(
+        default_factory=lambda: ["moe.router.gate"]
+    )
+    """With "op": products shaped like those of these linears are always recomputed."""
+    early_stop: bool = False
+    """Stop a recomputation as soon as all needed activations are there."""
+    memory_budget: Ratio = 0.5
+    """With mode memory_budget: 0 recomputes most, 1 saves what is fastest."""
+    visualize_memory_budget_pareto: bool = False
+    """With mode memory_budget: draw time against memory for budgets from 0 to 1."""
+    preserve_rng_state: bool = True
+    """Draw the same random numbers when recomputing. Always so for built-in models."""
+    determinism_check: Annotated[str, OneOf(("default", "none"))] = "default"
+    """Compare the shapes of recomputed activations with the first ones."""
+    debug: bool = False
+    """Record which operations were run and recomputed; slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Compilation of Python models."""
+
+    enable: bool = False
+    """Compile the components below."""
+    components: list[str] = field(default_factory=lambda: ["model", "loss"])
+    """What is compiled: model, loss."""
+    backend: Name = "inductor"
+    """Name of the compiler backend."""

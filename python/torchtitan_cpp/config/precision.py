@@ -1,0 +1,29 @@
+"""The dtypes that follow from training.dtype: "float32" means float32 or wider."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torchtitan_cpp.config.training import Training
+
+Dtype = Literal["bfloat16", "float32", "float64"]
+
+
+def compute_dtype(training: Training) -> Dtype:
+    """Dtype of gathered parameters, activations and products."""
+    return _widened(training.mixed_precision_param, training)
+
+
+def reduce_dtype(training: Training) -> Dtype:
+    """Dtype in which gradients of all ranks and microbatches are summed."""
+    return _widened(training.mixed_precision_reduce, training)
+
+
+def state_dtype(asked: Literal["float32", "bfloat16"], training: Training) -> Dtype:
+    """Dtype of the optimizer's moments, for ``optimizer.state_dtype``."""
+    return _widened(asked, training)
+
+
+def _widened(asked: Literal["float32", "bfloat16"], training: Training) -> Dtype:
+    wide = training.dtype == "float64" and asked == "float32"
+    return "float64" if wide else asked

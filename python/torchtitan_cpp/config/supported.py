@@ -1,0 +1,159 @@
+"""What is not built yet, in one table.
+
+A row refuses a value as soon as it would change the run; a value without effect passes
+(a schedule's name without pipeline parallelism, a filter list without a converter).
+Building a feature means deleting its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torchtitan_cpp.config.job_config import JobConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A value that this version cannot honour."""
+
+    field: str
+    """Dotted name of the field to blame."""
+    needed: Callable[[JobConfig], bool]
+    """Whether the value would change the run."""
+    what: str
+    """The missing feature."""
+    hint: str
+    """What to set instead."""
+
+
+def _recomputes(config: JobConfig) -> bool:
+    return config.activation_checkpoint.mode != "none"
+
+
+_ATTENTION_FLAVORS = ("_flex_attn", "_varlen_attn", "_flex", "_varlen")
+
+NOT_SUPPORTED_YET: tuple[Missing, ...] = (
+    Missing(
+        field="model.flavor",
+        needed=lambda c: (
+            c.model.name == "llama3" and c.model.flavor.endswith(_ATTENTION_FLAVORS)
+        ),
+        what="attention with document masks",
+        hint="use the flavor without its suffix",
+    ),
+    Missing(
+        field="model.converters",
+        needed=lambda c: bool(c.model.converters),
+        what="quantized training",
+        hint="set model.converters = []",
+    ),
+    Missing(
+        field="parallelism.tensor_parallel_degree",
+        needed=lambda c: c.parallelism.tensor_parallel_degree > 1,
+        what="tensor parallelism",
+        hint="set 1 and let data_parallel_shard_degree take the ranks",
+    ),
+    Missing(
+        field="parallelism.enable_async_tensor_parallel",
+        needed=lambda c: (
+            c.parallelism.tensor_parallel_degree > 1
+            and c.parallelism.enable_async_tensor_parallel
+        ),
+        what="asynchronous tensor parallelism",
+        hint="set false",
+    ),
+    Missing(
+        field="parallelism.pipeline_parallel_degree",
+        needed=lambda c: c.parallelism.pipeline_parallel_degree > 1,
+        what="pipeline parallelism",
+        hint="set 1",
+    ),
+    Missing(
+        field="parallelism.context_parallel_degree",
+        needed=lambda c: c.parallelism.context_parallel_degree > 1,
+        what="context parallelism",
+        hint="set 1",
+    ),
+    Missing(
+        field="parallelism.expert_parallel_degree",
+        needed=lambda c: c.parallelism.expert_parallel_degree > 1,
+        what="expert parallelism",
+        hint="set 1",
+    ),
+    Missing(
+        field="compile.enable",
+        needed=lambda c: c.compile.enable,
+        what="compilation of Python models",
+        hint="set false; the C++ models need none",
+    ),
+    Missing(
+        field="activation_checkpoint.mode",
+        needed=lambda c: c.activation_checkpoint.mode == "memory_budget",
+        what="activation checkpointing by a memory budget",
+        hint='set "full", "selective" or "none"',
+    ),
+    Missing(
+        field="activation_checkpoint.selective_ac_option",
+        needed=lambda c: (
+            c.activation_checkpoint.mode == "selective"
+            and c.activation_checkpoint.selective_ac_option == "op"
+        ),
+        what="activation checkpointing by operation",
+        hint='set a number of blocks such as "2"',
+    ),
+    Missing(
+        field="activation_checkpoint.early_stop",
+        needed=lambda c: _recomputes(c) and c.activation_checkpoint.early_stop,
+        what="stopping a recomputation early",
+        hint="set false",
+    ),
+    Missing(
+        field="activation_checkpoint.debug",
+        needed=lambda c: _recomputes(c) and c.activation_checkpoint.debug,
+        what="recording recomputed operations",
+        hint="set false",
+    ),
+    Missing(
+        field="checkpoint.async_mode",
+        needed=lambda c: c.checkpoint.enable and c.checkpoint.async_mode != "disabled",
+        what="saving while training goes on",
+        hint='set "disabled"',
+    ),
+    Missing(
+        field="checkpoint.initial_load_in_hf_quantized",
+        needed=lambda c: (
+            c.checkpoint.enable
+            and c.checkpoint.initial_load_in_hf
+            and c.checkpoint.initial_load_in_hf_quantized
+        ),
+        what="reading quantized Hugging Face weights",
+        hint="set false",
+    ),
+    Missing(
+        field="comm.mode",
+        needed=lambda c: c.comm.mode == "local_tensor",
+        what="simulating all ranks one after another",
+        hint='set "default" or "fake_backend"',
+    ),
+    Missing(
+        field="comm.trace_buf_size",
+        needed=lambda c: (
+            c.comm.trace_buf_size not in (0, type(c.comm)().trace_buf_size)
+        ),
+        what="the flight recorder",
+        hint="leave it out",
+    ),
+    Missing(
+        field="memory_estimation.enable",
+        needed=lambda c: c.memory_estimation.enable,
+        what="estimation of memory by running on fake tensors",
+        hint="python -m torchtitan_cpp.plan predicts memory without starting ranks",
+    ),
+    Missing(
+        field="fault_tolerance.enable",
+        needed=lambda c: c.fault_tolerance.enable,
+        what="replicas that may leave",
+        hint="set false",
+    ),
+)

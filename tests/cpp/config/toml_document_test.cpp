@@ -1,0 +1,127 @@
+#include "config/toml_document.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace torchtitan::config {
+namespace {
+
+template <class T>
+const T& get(const TomlValue& value) {
+  return std::get<T>(value.value);
+}
+
+std::string error_of(std::string_view text) {
+  try {
+    parse_toml(text, "run.toml");
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+void expect_at(const Position& position, int64_t line, int64_t column) {
+  EXPECT_EQ(position.line, line);
+  EXPECT_EQ(position.column, column);
+}
+
+TEST(TomlDocument, KeepsTheLineAndColumnOfEveryKeyAndValue) {
+  const TomlTable document = parse_toml(
+      "# comment\n"
+      "[training]\n"
+      "  steps = 10\n"
+      "[quantize.linear]\n"
+      "names = ['a', \"b\"]\n",
+      "run.toml");
+  ASSERT_EQ(document.size(), 2);
+  EXPECT_EQ(document[0].key, "training");
+  expect_at(document[0].position, 2, 2);
+
+  const TomlEntry& steps = get<TomlTable>(document[0].value).at(0);
+  EXPECT_EQ(steps.key, "steps");
+  expect_at(steps.position, 3, 3);
+  expect_at(steps.value.position, 3, 11);
+  EXPECT_EQ(get<int64_t>(steps.value), 10);
+
+  const TomlEntry& linear = get<TomlTable>(document[1].value).at(0);
+  EXPECT_EQ(linear.key, "linear");
+  const TomlEntry& names = get<TomlTable>(linear.value).at(0);
+  const TomlArray& items = get<TomlArray>(names.value);
+  ASSERT_EQ(items.size(), 2);
+  EXPECT_EQ(get<std::string>(items[1]), "b");
+  expect_at(items[1].position, 5, 15);
+}
+
+TEST(TomlDocument, KeepsTheTypesApart) {
+  const TomlTable document = parse_toml(
+      "boolean = true\n"
+      "integer = -9223372036854775808\n"
+      "float = 1.0\n"
+      "nan = nan\n"
+      "text = \"\"\n"
+      "date = 2020-02-29\n"
+      "empty = []\n"
+      "table = {}\n",
+      "run.toml");
+  ASSERT_EQ(document.size(), 8);
+  EXPECT_TRUE(get<bool>(document[0].value));
+  EXPECT_EQ(get<int64_t>(document[1].value), std::numeric_limits<int64_t>::min());
+  EXPECT_EQ(get<double>(document[2].value), 1.0);
+  EXPECT_TRUE(std::isnan(get<double>(document[3].value)));
+  EXPECT_EQ(get<std::string>(document[4].value), "");
+  EXPECT_EQ(get<DateTime>(document[5].value).text, "2020-02-29");
+  EXPECT_TRUE(get<TomlArray>(document[6].value).empty());
+  EXPECT_TRUE(get<TomlTable>(document[7].value).empty());
+}
+
+TEST(TomlDocument, GivesEntriesInTheOrderOfTheText) {
+  const TomlTable document = parse_toml("b = 1\na = 2\nc.z = 3\nc.y = 4\n", "run.toml");
+  ASSERT_EQ(document.size(), 3);
+  EXPECT_EQ(document[0].key, "b");
+  EXPECT_EQ(document[1].key, "a");
+  const TomlTable& nested = get<TomlTable>(document[2].value);
+  ASSERT_EQ(nested.size(), 2);
+  EXPECT_EQ(nested[0].key, "z");
+  expect_at(nested[0].position, 3, 3);
+}
+
+TEST(TomlDocument, CountsColumnsInCodePoints) {
+  const TomlTable document =
+      parse_toml("names = [\"\xc3\xa9t\xc3\xa9\", \"x\"]\n", "run.toml");
+  expect_at(get<TomlArray>(document[0].value)[1].position, 1, 17);
+}
+
+TEST(TomlDocument, AcceptsWindowsLineEndsAndAnEmptyText) {
+  EXPECT_TRUE(parse_toml("", "run.toml").empty());
+  const TomlTable document = parse_toml("a = 1\r\nb = 2\r\n", "run.toml");
+  expect_at(document.at(1).position, 2, 1);
+}
+
+TEST(TomlDocument, NamesFileLineAndColumnOfASyntaxError) {
+  EXPECT_EQ(error_of("[training]\nsteps = \n").rfind("run.toml:2:", 0), 0);
+  EXPECT_EQ(error_of("a = 'never closed\n").rfind("run.toml:1:", 0), 0);
+  EXPECT_EQ(error_of("a = \"\xff\"\n").rfind("run.toml:1:", 0), 0);
+  EXPECT_EQ(error_of("a = 9223372036854775808\n").rfind("run.toml:1:", 0), 0);
+  EXPECT_NE(error_of("[training").find("run.toml:1:"), std::string::npos);
+}
+
+TEST(TomlDocument, RefusesAKeyOrTableGivenTwice) {
+  const std::string key = error_of("[training]\nsteps = 1\nsteps = 2\n");
+  EXPECT_EQ(key.rfind("run.toml:3:", 0), 0) << key;
+  EXPECT_NE(key.find("steps"), std::string::npos) << key;
+  const std::string table = error_of("[training]\n[model]\n[training]\n");
+  EXPECT_EQ(table.rfind("run.toml:3:", 0), 0) << table;
+  EXPECT_NE(table.find("training"), std::string::npos) << table;
+}
+
+TEST(TomlDocument, RefusesToNestWithoutEnd) {
+  const std::string deep(100000, '[');
+  EXPECT_EQ(error_of("a = " + deep).rfind("run.toml:1:", 0), 0);
+}
+
+}  // namespace
+}  // namespace torchtitan::config
