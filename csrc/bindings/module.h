@@ -9,5 +9,6 @@ namespace torchtitan::bindings {
 namespace py = pybind11;
 
 void bind_core(py::module_ module);
+void bind_data(py::module_ module);
 
 }  // namespace torchtitan::bindings
