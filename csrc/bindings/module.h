@@ -16,5 +16,6 @@ void bind_nn(py::module_ module);
 void bind_optim(py::module_ module);
 void bind_parallel(py::module_ module);
 void bind_train(py::module_ module);
+void bind_data(py::module_ module);
 
 }  // namespace torchtitan::bindings
