@@ -69,16 +69,18 @@ std::string JsonReader::found() const {
   return message("byte ", static_cast<int>(c));
 }
 
-void JsonReader::fail(std::string_view expected) const {
+void JsonReader::refuse(std::string_view problem) const {
   const Position where = position();
-  throw std::invalid_argument(message(source_.name, ':', where.line, ':', where.column,
-                                      ": expected ", expected, ", found ", found()));
+  throw std::invalid_argument(
+      message(source_.name, ':', where.line, ':', where.column, ": ", problem));
+}
+
+void JsonReader::fail(std::string_view expected) const {
+  refuse(message("expected ", expected, ", found ", found()));
 }
 
 void JsonReader::fail_duplicate(std::string_view name) const {
-  const Position where = position();
-  throw std::invalid_argument(message(source_.name, ':', where.line, ':', where.column,
-                                      ": duplicate name \"", name, '"'));
+  refuse(message("duplicate name \"", name, '"'));
 }
 
 void JsonReader::skip_space() {

@@ -53,6 +53,7 @@ class JsonReader {
   void finish();
 
   [[noreturn]] void fail(std::string_view expected) const;
+  [[noreturn]] void refuse(std::string_view problem) const;  // "<position>: <problem>"
   [[noreturn]] void fail_duplicate(std::string_view name) const;
 
  private:
