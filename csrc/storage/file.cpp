@@ -1,0 +1,155 @@
+#include "storage/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/errors.h"
+#include "storage/checksum.h"
+
+namespace torchtitan::storage {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{4} << 20;
+constexpr mode_t kOwnerOnly = 0600;
+
+std::string parent_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+}  // namespace
+
+void throw_file_error(const std::string& path, std::string_view what) {
+  const int code = errno;
+  std::string text = base::message(path, ": cannot ", what, ": ", std::strerror(code));
+  struct statvfs space {};
+  if ((code == ENOSPC || code == EDQUOT) &&
+      ::statvfs(parent_of(path).c_str(), &space) == 0) {
+    text += base::message(" (", space.f_bavail * space.f_frsize, " bytes free)");
+  }
+  throw FileError(code, path, text);
+}
+
+File::File(int descriptor, std::string path)
+    : descriptor_(descriptor), path_(std::move(path)) {}
+
+File::File(File&& other) noexcept
+    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
+
+File::~File() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+File File::open_for_reading(const std::string& path) {
+  // Without O_NONBLOCK a named pipe in place of a file would wait for a writer.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) throw_file_error(path, "open");
+  File file(descriptor, path);
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) throw_file_error(path, "inspect");
+  base::check_value(S_ISREG(status.st_mode), path, ": expected a regular file");
+  return file;
+}
+
+File File::create(const std::string& path) {
+  const int descriptor =
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kOwnerOnly);
+  if (descriptor < 0) throw_file_error(path, "create");
+  return File(descriptor, path);
+}
+
+int64_t File::size() const {
+  struct stat status {};
+  if (::fstat(descriptor_, &status) != 0) throw_file_error(path_, "inspect");
+  return status.st_size;
+}
+
+void File::write(std::span<const std::byte> data) {
+  const size_t total = data.size();
+  while (!data.empty()) {
+    const ssize_t written = ::write(descriptor_, data.data(), data.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      throw_file_error(path_, base::message("write ", data.size(), " of ", total,
+                                            " bytes"));
+    }
+    data = data.subspan(static_cast<size_t>(written));
+  }
+}
+
+void File::read_at(int64_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const ssize_t taken = ::pread(descriptor_, out.data(), out.size(), offset);
+    if (taken < 0 && errno == EINTR) continue;
+    if (taken < 0) throw_file_error(path_, "read");
+    base::check_value(taken > 0, path_, ": file ends at byte ", offset, ", expected ",
+                      out.size(), " more");
+    out = out.subspan(static_cast<size_t>(taken));
+    offset += taken;
+  }
+}
+
+void File::sync() {
+  if (::fsync(descriptor_) != 0) throw_file_error(path_, "make durable");
+}
+
+void sync_folder(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) throw_file_error(path, "open");
+  const int result = ::fsync(descriptor);
+  const int code = errno;
+  ::close(descriptor);
+  errno = code;
+  if (result != 0) throw_file_error(path, "make durable");
+}
+
+std::string read_text(const std::string& path, int64_t limit_bytes) {
+  const File file = File::open_for_reading(path);
+  const int64_t size = file.size();
+  base::check_value(size <= limit_bytes, path, ": expected at most ", limit_bytes,
+                    " bytes, found ", size);
+  std::string text(static_cast<size_t>(size), '\0');
+  file.read_at(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+void write_text(const std::string& path, std::string_view text) {
+  File file = File::create(path);
+  file.write(std::as_bytes(std::span(text)));
+  file.sync();
+}
+
+FileRecord hash_file(const std::string& folder, const std::string& name) {
+  check_plain_name(name, folder);
+  const File file = File::open_for_reading(folder + "/" + name);
+  const int64_t size = file.size();
+  Sha256 hash;
+  std::vector<std::byte> chunk(std::min(kChunkBytes, static_cast<size_t>(size)));
+  for (int64_t offset = 0; offset < size;) {
+    const auto part = std::span(chunk).first(
+        std::min(chunk.size(), static_cast<size_t>(size - offset)));
+    file.read_at(offset, part);
+    hash.update(part);
+    offset += static_cast<int64_t>(part.size());
+  }
+  return {name, size, hash.finish()};
+}
+
+void check_plain_name(std::string_view name, std::string_view where) {
+  const auto is_bad = [](char c) {
+    return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
+  };
+  const bool plain = !name.empty() && name.size() <= 255 && name[0] != '.' &&
+                     name[0] != '~' && std::none_of(name.begin(), name.end(), is_bad);
+  base::check_value(plain, where, ": expected a plain file name, found \"", name, '"');
+}
+
+}  // namespace torchtitan::storage
