@@ -121,7 +121,7 @@ installation() {
 # Runs a command that builds: shows the compiler's progress; the rest goes to a log,
 # which is shown if the command fails.
 with_progress() {
-  "$@" 2>&1 | tee "$build/setup.log" | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\] .*\)/\1/p' ||
+  "$@" 2>&1 | tee "$build/setup.log" | sed -un 's/^ *\(\[[1-9][0-9]*\/[0-9]*\] .*\)/\1/p' ||
     { cat "$build/setup.log" >&2; die "failed: $*"; }
 }
 

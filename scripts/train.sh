@@ -46,3 +46,20 @@ else
     --local-ranks-filter "$log_rank" --role rank --tee 3 \
     -m "$train_file" "${flags[@]}" || status=$?
 fi
+[ $status -eq 0 ] || exit $status
+[[ " ${flags[*]} " != *" --help "* ]] || exit 0
+
+# The folder that the flags or the configuration name.
+folder=$(python -c '
+import sys
+from torchtitan_cpp.config import load_config
+print(load_config(sys.argv[1:]).config.job.dump_folder)' "${flags[@]}")
+cat <<TEXT
+
+The files of this run are in $folder (metrics.jsonl has one line a logged step).
+What to try next:
+  $0 --help                            every flag
+  $0 --training.steps 50 --optimizer.lr 2e-3
+  NGPU=2 $0                            two ranks, sharded
+  $0 --checkpoint.enable               saves; the same command again goes on
+TEXT
