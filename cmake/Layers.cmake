@@ -4,6 +4,7 @@
 #   torchtitan_layer(mesh NO_TORCH DEPS base)        plain C++
 function(torchtitan_layer path)
   cmake_parse_arguments(arg "NO_TORCH" "" "DEPS;LIBRARIES" ${ARGN})
+  set_property(GLOBAL APPEND PROPERTY TORCHTITAN_LAYERS ${path})
   file(GLOB sources CONFIGURE_DEPENDS "${path}/*.cpp")
   string(REPLACE "/" "_" name "torchtitan_${path}")
   list(TRANSFORM arg_DEPS REPLACE "/" "_")

@@ -3,8 +3,8 @@
 A C++ extension works only with the torch it was compiled against. pip builds in
 an isolated environment, where the torch of the target environment is hidden;
 asking for torch there would fetch a second one. So this backend looks for the
-torch of the environment that is being installed into, hands its folder to CMake
-as ``TORCHTITAN_TORCH_ROOT``, and writes its version into the package's
+torch of the environment that is being installed into (or named by the variable
+``TORCHTITAN_TORCH_ROOT``), hands its folder to CMake, and writes its version into the package's
 dependencies. Only where there is none does it ask for the pinned one.
 
 It is also the dynamic-metadata provider of scikit-build-core for
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,48 @@ def torch_requirement() -> str:
     return f"torch=={version}"
 
 
-def dynamic_metadata(field: str, settings: dict[str, Any] | None = None) -> list[str]:
-    """scikit-build-core's hook: the value of a dynamic ``project`` field."""
-    if field != "dependencies":
-        raise ValueError(f"no dynamic metadata for {field!r}; only 'dependencies'")
-    return [torch_requirement(), *RUNTIME_DEPENDENCIES]
+def dynamic_metadata(
+    settings: Mapping[str, Any], project: Mapping[str, Any]
+) -> dict[str, Any]:
+    """scikit-build-core's hook: the values of the dynamic ``project`` fields."""
+    return {"dependencies": [torch_requirement(), *RUNTIME_DEPENDENCIES]}
+
+
+def dynamic_wheel(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """scikit-build-core's hook: fields that a wheel may fill otherwise than an sdist."""
+    return {"dependencies": True}
 
 
 def _backend() -> Any:
-    from scikit_build_core import build
-
+    try:
+        from scikit_build_core import build
+    except ImportError as error:
+        raise ImportError(
+            "without build isolation the build tools must be installed first; run: "
+            "pip install 'scikit-build-core>=1.1' ninja"
+        ) from error
     return build
 
 
-def _announce_torch() -> None:
+def _is_isolated() -> bool:
+    """Whether the build tools live in an environment that is gone after the build."""
+    tools = Path(_backend().__file__)
+    site = {Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")}
+    return not any(folder in tools.parents for folder in site)
+
+
+def _settings(
+    config_settings: dict[str, Any] | None, *, editable: bool = False
+) -> dict[str, Any]:
+    """The user's settings and what this project adds to them."""
+    settings = dict(config_settings or {})
     found = find_torch()
     if found:
-        os.environ["TORCHTITAN_TORCH_ROOT"] = str(found[0])
+        settings.setdefault("cmake.define.TORCHTITAN_TORCH_ROOT", str(found[0]))
+    if editable and _is_isolated():
+        # An import could not rebuild with a cmake or ninja that pip has removed.
+        settings.setdefault("editable.rebuild", "false")
+    return settings
 
 
 def _requires(hook: str, config_settings: dict[str, Any] | None) -> list[str]:
@@ -129,10 +155,8 @@ def build_wheel(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    _announce_torch()
-    return str(
-        _backend().build_wheel(wheel_directory, config_settings, metadata_directory)
-    )
+    settings = _settings(config_settings)
+    return str(_backend().build_wheel(wheel_directory, settings, metadata_directory))
 
 
 def build_editable(
@@ -140,10 +164,8 @@ def build_editable(
     config_settings: dict[str, Any] | None = None,
     metadata_directory: str | None = None,
 ) -> str:
-    _announce_torch()
-    return str(
-        _backend().build_editable(wheel_directory, config_settings, metadata_directory)
-    )
+    settings = _settings(config_settings, editable=True)
+    return str(_backend().build_editable(wheel_directory, settings, metadata_directory))
 
 
 def build_sdist(
