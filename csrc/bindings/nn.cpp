@@ -1,7 +1,9 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
 
+#include "nn/initialize.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
 
@@ -53,6 +55,15 @@ void bind_nn(py::module_ module) {
       .def("initialize", &nn::ParameterGroup::initialize, py::arg("seed"),
            py::call_guard<py::gil_scoped_release>(),
            "Fill `master` with the initial numbers of (seed, name, global element).");
+  module.def(
+      "initial_value",
+      [](const nn::ParameterSpec& parameter, uint64_t seed) {
+        auto value = at::empty(parameter.shape, at::kFloat);
+        nn::fill_initial(value, parameter, /*first_row=*/0, seed);
+        return value;
+      },
+      py::arg("parameter"), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
+      "The whole parameter's initial numbers, float32 on the CPU.");
 }
 
 }  // namespace torchtitan::bindings

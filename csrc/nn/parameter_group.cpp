@@ -1,6 +1,5 @@
 #include "nn/parameter_group.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
@@ -9,7 +8,7 @@
 #include <span>
 
 #include "base/checked_math.h"
-#include "base/random_fill.h"
+#include "nn/initialize.h"
 
 namespace torchtitan::nn {
 namespace {
@@ -115,29 +114,8 @@ void ParameterGroup::start_replica_reduce() {
 void ParameterGroup::wait_replica_reduce() { replica_reduce_.wait(); }
 
 void ParameterGroup::initialize(uint64_t seed) {
-  if (master_.is_meta()) return;
-  const c10::AutoGradMode off(false);
   for (size_t slot = 0; slot < shards_.size(); ++slot) {
-    const auto& shard = shards_[slot];
-    const auto& init = spec_.parameters[slot].init;
-    if (init.kind == Init::Kind::kConstant) {
-      shard.value.fill_(init.mean);
-      continue;
-    }
-    const auto numbers = at::empty(shard.value.sizes(), at::kFloat);
-    const std::span<float> out(numbers.mutable_data_ptr<float>(),
-                               static_cast<size_t>(numbers.numel()));
-    std::vector<int64_t> offset(shard.global_shape.size(), 0);
-    offset[0] = shard.first_row;
-    const base::RandomTensor tensor{seed, shard.name, shard.global_shape};
-    const base::RandomBox box{offset, numbers.sizes()};
-    if (init.kind == Init::Kind::kNormal) {
-      base::fill_normal(out, tensor, box, init.mean, init.std);
-    } else {
-      base::fill_truncated_normal(out, tensor, box,
-                                  {init.mean, init.std, init.low, init.high});
-    }
-    shard.value.copy_(numbers);
+    fill_initial(shards_[slot].value, spec_.parameters[slot], shards_[slot].first_row, seed);
   }
 }
 

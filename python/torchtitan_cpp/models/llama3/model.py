@@ -1,0 +1,31 @@
+"""Llama 3 as a ``torch.nn.Module`` over the C++ model."""
+
+from __future__ import annotations
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.models.llama3.args import TransformerModelArgs
+from torchtitan_cpp.nn import CppModule
+
+
+class Transformer(CppModule):
+    """Token ids ``[B, S]`` to logits ``[B, S, vocab_size]``.
+
+    Built under ``torch.device("meta")`` it has shapes and names but no memory; built
+    elsewhere its parameters hold initial values of ``torch.initial_seed()``.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    def __init__(self, model_args: TransformerModelArgs) -> None:
+        self.model_args = model_args
+        super().__init__()
+
+    def build_core(
+        self, *, head: str, device: torch.device, dtype: torch.dtype
+    ) -> _C.nn.Model:
+        return _C.models.llama.build(
+            self.model_args.to_core(), head=head, device=device, dtype=dtype
+        )

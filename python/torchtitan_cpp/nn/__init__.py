@@ -1,0 +1,7 @@
+"""PyTorch modules over C++ models."""
+
+from __future__ import annotations
+
+from torchtitan_cpp.nn.module import CppModule
+
+__all__ = ["CppModule"]
