@@ -75,8 +75,7 @@ def test_tracing_prints_nothing_of_its_own(tmp_path: Path) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=environment,
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
