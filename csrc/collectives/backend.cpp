@@ -45,7 +45,8 @@ std::string describe(const Operation& operation) {
   if (tensor.defined() && operation.verb != Verb::kAllToAll) {
     text << "[" << tensor.numel() << "]";
   }
-  if (operation.op != ReduceOp::kSum) text << " (" << reduce_op_name(operation.op) << ")";
+  if (operation.op != ReduceOp::kSum)
+    text << " (" << reduce_op_name(operation.op) << ")";
   if (operation.verb == Verb::kBroadcast) text << " from rank " << operation.peer;
   return text.str();
 }

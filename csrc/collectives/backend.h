@@ -26,9 +26,9 @@ enum class Verb {
 
 std::string_view verb_name(Verb verb);
 
-// One call of a verb. `out` is what changes, `in` what is read; where one tensor is both
-// (all_reduce, broadcast) only `out` is set. Fields that a verb has no use for keep their
-// neutral value.
+// One call of a verb. `out` is what changes, `in` what is read; where one tensor is
+// both (all_reduce, broadcast) only `out` is set. Fields that a verb has no use for
+// keep their neutral value.
 struct Operation {
   Verb verb;
   at::Tensor out = {};

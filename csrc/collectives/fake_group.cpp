@@ -51,8 +51,10 @@ class FakeBackend : public Backend {
 }  // namespace
 
 Group fake_group(std::string name, int64_t rank, int64_t size) {
-  TORCH_CHECK_VALUE(0 <= rank && rank < size, "fake_group: expected 0 <= rank < size, "
-                    "but got rank ", rank, " of ", size);
+  TORCH_CHECK_VALUE(0 <= rank && rank < size,
+                    "fake_group: expected 0 <= rank < size, "
+                    "but got rank ",
+                    rank, " of ", size);
   if (size == 1) return Group(std::move(name));
   return Group(std::move(name), std::make_shared<FakeBackend>(rank, size));
 }

@@ -47,8 +47,8 @@ void check_peer(const char* verb, const char* role, int64_t peer, const Group& g
 
 void check_other(const char* verb, int64_t peer, const Group& group) {
   check_peer(verb, "peer", peer, group);
-  TORCH_CHECK_VALUE(peer != group.rank(), verb, ": peer must be another rank, but ", peer,
-                    " is this one");
+  TORCH_CHECK_VALUE(peer != group.rank(), verb, ": peer must be another rank, but ",
+                    peer, " is this one");
 }
 
 void check_splits(const char* role, const Tensor& tensor,
@@ -57,11 +57,10 @@ void check_splits(const char* role, const Tensor& tensor,
   const bool negative = std::any_of(splits.begin(), splits.end(),
                                     [](int64_t split) { return split < 0; });
   const int64_t sum = std::accumulate(splits.begin(), splits.end(), int64_t{0});
-  TORCH_CHECK_VALUE(static_cast<int64_t>(splits.size()) == size && !negative &&
-                        sum == tensor.size(0),
-                    "all_to_all: ", role, "_splits must be ", size,
-                    " counts that sum to the ", tensor.size(0), " rows of ", role,
-                    ", but are ", at::IntArrayRef(splits));
+  TORCH_CHECK_VALUE(
+      static_cast<int64_t>(splits.size()) == size && !negative && sum == tensor.size(0),
+      "all_to_all: ", role, "_splits must be ", size, " counts that sum to the ",
+      tensor.size(0), " rows of ", role, ", but are ", at::IntArrayRef(splits));
 }
 
 // Nobody differentiates through a verb: it works on views without history.
@@ -74,7 +73,8 @@ Handle start(const Group& group, Operation operation) {
 }
 
 Handle copy_to(const Tensor& out, const Tensor& in) {
-  if (out.const_data_ptr() != in.const_data_ptr()) plain(out).view(-1).copy_(plain(in).view(-1));
+  if (out.const_data_ptr() != in.const_data_ptr())
+    plain(out).view(-1).copy_(plain(in).view(-1));
   return Handle();
 }
 
@@ -126,7 +126,8 @@ Handle Group::reduce_scatter(const Tensor& out, const Tensor& in) const {
                     "'), but has shape ", in.sizes());
   const at::NoGradGuard no_grad;
   if (!backend_) return copy_to(out, in);
-  return start(*this, {.verb = Verb::kReduceScatter, .out = plain(out), .in = plain(in)});
+  return start(*this,
+               {.verb = Verb::kReduceScatter, .out = plain(out), .in = plain(in)});
 }
 
 Handle Group::all_to_all(const Tensor& out, const Tensor& in,
@@ -137,9 +138,10 @@ Handle Group::all_to_all(const Tensor& out, const Tensor& in,
   check_splits("in", in, in_splits, size());
   TORCH_CHECK_VALUE(out.sizes().slice(1) == in.sizes().slice(1),
                     "all_to_all: rows of out and in must have one shape, but out has "
-                    "shape ", out.sizes(), " and in ", in.sizes());
-  TORCH_CHECK_VALUE(out_splits[rank()] == in_splits[rank()], "all_to_all: rank ", rank(),
-                    " sends itself ", in_splits[rank()], " rows, but expects ",
+                    "shape ",
+                    out.sizes(), " and in ", in.sizes());
+  TORCH_CHECK_VALUE(out_splits[rank()] == in_splits[rank()], "all_to_all: rank ",
+                    rank(), " sends itself ", in_splits[rank()], " rows, but expects ",
                     out_splits[rank()]);
   const at::NoGradGuard no_grad;
   if (!backend_) return copy_to(out, in);

@@ -8,14 +8,15 @@
 // Verbs start an operation and return a Handle at once. What the caller owes:
 //  * every rank of the group starts the same verbs in the same order;
 //  * from the start until wait() has returned, inputs are not written and outputs are
-//    neither read nor written. Outputs are valid after wait() only, even if completed();
+//    neither read nor written. Outputs are valid after wait() only, even if
+//    completed();
 //  * tensors are dense, contiguous and on one device; they need not require grad, and
 //    no verb is seen by autograd. Handles keep them alive.
-// After wait(): on a CPU the operation is finished, on this rank, for inputs and outputs.
-// On CUDA the current stream has been made to wait for it and the host goes on.
-// A sum has the same bits on all ranks. Local threads, fake and reduce_scatter add in
-// rank order, 16-bit types in float32 and rounded once; an all_reduce of c10d may add in
-// another order and round at every hop, so reduce in float32 or wider.
+// After wait(): on a CPU the operation is finished, on this rank, for inputs and
+// outputs. On CUDA the current stream has been made to wait for it and the host goes
+// on. A sum has the same bits on all ranks. Local threads, fake and reduce_scatter add
+// in rank order, 16-bit types in float32 and rounded once; an all_reduce of c10d may
+// add in another order and round at every hop, so reduce in float32 or wider.
 //
 // Thrown at the door (c10::ValueError): a tensor, size, dtype, peer or split that does
 // not fit, with what was expected. Thrown by a verb or wait(): CollectiveError.
@@ -81,15 +82,15 @@ class Group {
   Handle all_gather(const at::Tensor& out, const at::Tensor& in) const;
   // out [k] is the sum over ranks of piece rank() of in [n * k]. No overlap.
   Handle reduce_scatter(const at::Tensor& out, const at::Tensor& in) const;
-  // Rows (dimension 0) of `in` go to the ranks in order, in_splits[j] of them to rank j;
-  // `out` receives out_splits[j] rows from rank j. No overlap.
+  // Rows (dimension 0) of `in` go to the ranks in order, in_splits[j] of them to rank
+  // j; `out` receives out_splits[j] rows from rank j. No overlap.
   Handle all_to_all(const at::Tensor& out, const at::Tensor& in,
                     std::vector<int64_t> out_splits,
                     std::vector<int64_t> in_splits) const;
   // tensor becomes that of rank `root`.
   Handle broadcast(const at::Tensor& tensor, int64_t root) const;
-  // Between two ranks of the group; pairs with the same tag meet in order. NCCL knows no
-  // tags, so there all pairs meet in order.
+  // Between two ranks of the group; pairs with the same tag meet in order. NCCL knows
+  // no tags, so there all pairs meet in order.
   Handle send(const at::Tensor& tensor, int64_t peer, int64_t tag = 0) const;
   Handle recv(const at::Tensor& tensor, int64_t peer, int64_t tag = 0) const;
   // wait() returns once all ranks have started it.

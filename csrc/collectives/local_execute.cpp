@@ -70,7 +70,8 @@ void all_to_all(std::span<const Operation> operations) {
       const int64_t sent = operations[sender].in_splits[receiver];
       TORCH_CHECK_VALUE(rows == sent, "all_to_all: rank ", sender, " sends ", sent,
                         " rows to rank ", receiver, ", which expects ", rows);
-      operations[receiver].out.narrow(0, written, rows)
+      operations[receiver]
+          .out.narrow(0, written, rows)
           .copy_(operations[sender].in.narrow(0, read[sender], rows));
       written += rows;
       read[sender] += rows;
@@ -89,7 +90,8 @@ void sum_in_order(const Tensor& out, std::span<const Tensor> in) {
   const auto part = [&out](const Tensor& tensor) {
     return tensor.to(out.device()).view(-1);
   };
-  const bool narrow = out.scalar_type() == at::kBFloat16 || out.scalar_type() == at::kHalf;
+  const bool narrow =
+      out.scalar_type() == at::kBFloat16 || out.scalar_type() == at::kHalf;
   Tensor total = narrow ? part(in.front()).to(at::kFloat) : out.view(-1);
   if (!narrow) copy_flat(total, part(in.front()));
   for (const Tensor& tensor : in.subspan(1)) total.add_(part(tensor));

@@ -31,7 +31,8 @@ struct Channel {
 
 // One operation and the ranks that have started it.
 struct Meeting {
-  std::vector<std::optional<Operation>> started;  // by seat; a sender sits before its receiver
+  std::vector<std::optional<Operation>>
+      started;  // by seat; a sender sits before its receiver
   int64_t num_started = 0;
   bool done = false;
   std::vector<c10::Event> ready;     // when the inputs of device tensors are written
@@ -112,7 +113,8 @@ namespace {
 class LocalWork : public Work {
  public:
   LocalWork(std::shared_ptr<LocalWorld::State> world, std::shared_ptr<Room> room,
-            std::shared_ptr<Meeting> meeting, std::vector<int64_t> seats, std::string what)
+            std::shared_ptr<Meeting> meeting, std::vector<int64_t> seats,
+            std::string what)
       : world_(std::move(world)), room_(std::move(room)), meeting_(std::move(meeting)),
         seats_(std::move(seats)), what_(std::move(what)) {}
 
@@ -174,7 +176,8 @@ class LocalBackend : public Backend {
     std::vector<int64_t> seats;
     if (operation.verb == Verb::kSend || operation.verb == Verb::kRecv) {
       const bool sends = operation.verb == Verb::kSend;
-      seats = sends ? std::vector{rank_, operation.peer} : std::vector{operation.peer, rank_};
+      seats = sends ? std::vector{rank_, operation.peer}
+                    : std::vector{operation.peer, rank_};
       channel = {seats[0], seats[1], operation.tag};
     } else {
       for (int64_t member = 0; member < size(); ++member) seats.push_back(member);
@@ -234,8 +237,9 @@ class LocalBackend : public Backend {
 LocalWorld::LocalWorld(int64_t size, std::chrono::milliseconds timeout)
     : state_(std::make_shared<State>()) {
   TORCH_CHECK_VALUE(size > 0, "LocalWorld: size must be positive, but is ", size);
-  TORCH_CHECK_VALUE(timeout.count() > 0, "LocalWorld: timeout must be positive, but is ",
-                    timeout.count(), " ms");
+  TORCH_CHECK_VALUE(timeout.count() > 0,
+                    "LocalWorld: timeout must be positive, but is ", timeout.count(),
+                    " ms");
   state_->size = size;
   state_->timeout = timeout;
 }
@@ -257,8 +261,8 @@ Group LocalWorld::group(int64_t rank, std::string name,
                       "LocalWorld: group '", name, "' lists rank ", ranks[i], " twice");
   }
   const auto found = std::find(ranks.begin(), ranks.end(), rank);
-  TORCH_CHECK_VALUE(found != ranks.end(), "LocalWorld: rank ", rank, " asks for group '",
-                    name, "' of ranks ", at::IntArrayRef(ranks));
+  TORCH_CHECK_VALUE(found != ranks.end(), "LocalWorld: rank ", rank,
+                    " asks for group '", name, "' of ranks ", at::IntArrayRef(ranks));
   if (ranks.size() == 1) return Group(std::move(name));
   const std::scoped_lock lock(state_->mutex);
   std::shared_ptr<Room>& room = state_->rooms[{name, ranks}];

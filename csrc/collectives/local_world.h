@@ -1,6 +1,6 @@
 // N ranks as N threads of one process: for tests, notebooks, one process with many GPUs
-// and many ranks on one GPU. Memory is copied by the last rank that starts an operation;
-// float64 and every other dtype work; sums are taken in rank order.
+// and many ranks on one GPU. Memory is copied by the last rank that starts an
+// operation; float64 and every other dtype work; sums are taken in rank order.
 #pragma once
 
 #include <chrono>

@@ -45,12 +45,16 @@ TEST(Group, RefusesWhatDoesNotFitAtTheDoor) {
   const Group group = fake_group("fsdp", 1, 2);
   const Tensor two = at::zeros({2});
   const Tensor four = at::zeros({4});
-  expect_value_error("all_gather: out must have 2 x 4 elements (group 'fsdp'), but has "
-                     "shape [4]", [&] { group.all_gather(four, four); });
+  expect_value_error(
+      "all_gather: out must have 2 x 4 elements (group 'fsdp'), but has "
+      "shape [4]",
+      [&] { group.all_gather(four, four); });
   expect_value_error("reduce_scatter: in must have 2 x 2 elements",
                      [&] { group.reduce_scatter(two, two); });
-  expect_value_error("all_gather: out and in must have one dtype, but have Float and "
-                     "Double", [&] { group.all_gather(four, two.to(at::kDouble)); });
+  expect_value_error(
+      "all_gather: out and in must have one dtype, but have Float and "
+      "Double",
+      [&] { group.all_gather(four, two.to(at::kDouble)); });
   expect_value_error("one device, but are on cpu and meta",
                      [&] { group.all_gather(four, two.to(at::kMeta)); });
   expect_value_error("all_reduce: tensor must be contiguous, but has shape [2, 2]",
@@ -58,12 +62,15 @@ TEST(Group, RefusesWhatDoesNotFitAtTheDoor) {
   expect_value_error("all_reduce: tensor is undefined", [&] { group.all_reduce({}); });
   expect_value_error("all_reduce: cannot reduce Bool",
                      [&] { group.all_reduce(two.to(at::kBool)); });
-  expect_value_error("broadcast: root must be a rank of group 'fsdp' of size 2, but is 2",
-                     [&] { group.broadcast(two, 2); });
+  expect_value_error(
+      "broadcast: root must be a rank of group 'fsdp' of size 2, but is 2",
+      [&] { group.broadcast(two, 2); });
   expect_value_error("send: peer must be another rank, but 1 is this one",
                      [&] { group.send(two, 1); });
-  expect_value_error("out_splits must be 2 counts that sum to the 4 rows of out, but are "
-                     "[1, 2]", [&] { group.all_to_all(four, four, {1, 2}, {2, 2}); });
+  expect_value_error(
+      "out_splits must be 2 counts that sum to the 4 rows of out, but are "
+      "[1, 2]",
+      [&] { group.all_to_all(four, four, {1, 2}, {2, 2}); });
   expect_value_error("in_splits must be 2 counts",
                      [&] { group.all_to_all(four, four, {2, 2}, {4}); });
   expect_value_error("in_splits must be 2 counts",
@@ -85,9 +92,8 @@ TEST(Group, IsMadeForEachAxisAndTheIdentityWhereOneRankIs) {
   const auto none = [](const AxisRanks&) { return Group(); };
   expect_value_error("axis 'dp' lists ranks [0, 2], which lack this rank, 1",
                      [&] { make_groups(axes, 1, none); });
-  expect_value_error("axis 'tp' is listed twice", [&] {
-    make_groups({{"tp", {0}}, {"tp", {0}}}, 0, none);
-  });
+  expect_value_error("axis 'tp' is listed twice",
+                     [&] { make_groups({{"tp", {0}}, {"tp", {0}}}, 0, none); });
 }
 
 TEST(Group, WorksOnTensorsThatRequireGrad) {

@@ -222,9 +222,10 @@ TEST(LocalWorld, NamesTheRankThatDidNotCome) {
     });
     FAIL() << "rank 1 did not come";
   } catch (const CollectiveError& error) {
-    EXPECT_STREQ(error.what(),
-                 "rank 1 did not start all_reduce of Float[7] of group 'fsdp' (ranks 0, "
-                 "1, 2) within 0.05 s");
+    EXPECT_STREQ(
+        error.what(),
+        "rank 1 did not start all_reduce of Float[7] of group 'fsdp' (ranks 0, "
+        "1, 2) within 0.05 s");
   }
 }
 
@@ -234,7 +235,9 @@ TEST(LocalWorld, RefusesRanksThatStartDifferentOperations) {
     world.run([&](int64_t rank) { body(world.group(rank)); });
   };
   expect_value_error("all_reduce of Float[3]", [&] {
-    run([](const Group& group) { group.all_reduce(at::zeros({2 + group.rank()})).wait(); });
+    run([](const Group& group) {
+      group.all_reduce(at::zeros({2 + group.rank()})).wait();
+    });
   });
   expect_value_error("started barrier", [&] {
     run([](const Group& group) {
@@ -249,14 +252,18 @@ TEST(LocalWorld, RefusesRanksThatStartDifferentOperations) {
   });
   expect_value_error("recv of Float[3]", [&] {
     run([](const Group& group) {
-      if (group.rank()) group.recv(at::zeros({3}), 0).wait();
-      else group.send(at::zeros({2}), 1).wait();
+      if (group.rank())
+        group.recv(at::zeros({3}), 0).wait();
+      else
+        group.send(at::zeros({2}), 1).wait();
     });
   });
   expect_value_error("sends 2 rows to rank 1, which expects 1", [&] {
     run([](const Group& group) {
-      if (group.rank()) group.all_to_all(at::zeros({2}), at::zeros({2}), {1, 1}, {1, 1}).wait();
-      else group.all_to_all(at::zeros({2}), at::zeros({3}), {1, 1}, {1, 2}).wait();
+      if (group.rank())
+        group.all_to_all(at::zeros({2}), at::zeros({2}), {1, 1}, {1, 1}).wait();
+      else
+        group.all_to_all(at::zeros({2}), at::zeros({3}), {1, 1}, {1, 2}).wait();
     });
   });
 }
