@@ -18,12 +18,23 @@ parallel::Reshard parse_reshard(const std::string& text) {
   return parallel::Reshard::kDefault;
 }
 
+parallel::activation_checkpoint::Policy parse_recompute(const std::string& mode,
+                                                        int64_t every) {
+  using Policy = parallel::activation_checkpoint::Policy;
+  if (mode == "none") return {Policy::Mode::kNone, every};
+  if (mode == "full") return {Policy::Mode::kFull, every};
+  TORCH_CHECK_VALUE(mode == "selective",
+                    "recompute: expected none, full or selective, found '", mode, "'");
+  return {Policy::Mode::kSelective, every};
+}
+
 }  // namespace
 
 void bind_parallel(py::module_ module) {
   using parallel::Applied;
   py::class_<Applied>(module, "Applied", "A model's parameter groups and its programs.")
       .def_readonly("groups", &Applied::groups)
+      .def_readonly("recompute", &Applied::recompute, "By segment.")
       .def_readonly("training_program", &Applied::training_program)
       .def_readonly("evaluation_program", &Applied::evaluation_program);
   module.def(
@@ -32,7 +43,7 @@ void bind_parallel(py::module_ module) {
          const collectives::Group& replicas, at::ScalarType master_dtype,
          at::ScalarType compute_dtype, at::ScalarType reduce_dtype, at::Device device,
          const std::string& reshard_after_forward, int64_t prefetch_depth,
-         const std::vector<bool>& recompute, int64_t num_microbatches,
+         const std::string& recompute, int64_t recompute_every, int64_t num_microbatches,
          bool early_optimizer_step) {
         return parallel::apply(
             model, {.shards = shards,
@@ -43,14 +54,14 @@ void bind_parallel(py::module_ module) {
                                    .device = device},
                     .reshard_after_forward = parse_reshard(reshard_after_forward),
                     .prefetch_depth = prefetch_depth,
-                    .recompute = recompute,
+                    .recompute = parse_recompute(recompute, recompute_every),
                     .num_microbatches = num_microbatches,
                     .early_optimizer_step = early_optimizer_step});
       },
       py::arg("model"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
       py::arg("master_dtype"), py::arg("compute_dtype"), py::arg("reduce_dtype"),
       py::arg("device"), py::arg("reshard_after_forward"), py::arg("prefetch_depth"),
-      py::arg("recompute"), py::arg("num_microbatches"), py::arg("early_optimizer_step"),
+      py::arg("recompute"), py::arg("recompute_every"), py::arg("num_microbatches"), py::arg("early_optimizer_step"),
       py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
 }

@@ -27,12 +27,11 @@ void bind_train(py::module_ module) {
   py::class_<Step>(module, "Step", "The hot training step.")
       .def(py::init([](const nn::Model& model, const parallel::Applied& applied,
                        std::shared_ptr<optim::Adam> optimizer,
-                       const collectives::Group& loss_axis, std::vector<bool> recompute,
-                       double max_norm) {
+                       const collectives::Group& loss_axis, double max_norm) {
              return std::make_unique<Step>(
                  train::StepParts{.model = model,
                                   .groups = applied.groups,
-                                  .recompute = std::move(recompute),
+                                  .recompute = applied.recompute,
                                   .training_program = applied.training_program,
                                   .evaluation_program = applied.evaluation_program,
                                   .optimizer = std::move(optimizer),
@@ -40,7 +39,7 @@ void bind_train(py::module_ module) {
                                   .max_norm = max_norm});
            }),
            py::arg("model"), py::arg("applied"), py::arg("optimizer"), py::kw_only(),
-           py::arg("loss_axis"), py::arg("recompute"), py::arg("max_norm"))
+           py::arg("loss_axis"), py::arg("max_norm"))
       .def("run", &Step::run, py::arg("microbatches"), py::kw_only(),
            py::arg("learning_rate"), py::arg("step"),
            py::call_guard<py::gil_scoped_release>(),

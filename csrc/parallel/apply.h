@@ -7,6 +7,7 @@
 #include "collectives/group.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
+#include "parallel/activation_checkpoint/select.h"
 #include "plan/program.h"
 
 namespace torchtitan::parallel {
@@ -23,13 +24,14 @@ struct ApplyOptions {
   nn::GroupOptions parameters;
   Reshard reshard_after_forward;
   int64_t prefetch_depth;       // groups gathered ahead of their use
-  std::vector<bool> recompute;  // by segment: run forward again before backward
+  activation_checkpoint::Policy recompute;
   int64_t num_microbatches;
   bool early_optimizer_step;    // a group steps at its last reduction
 };
 
 struct Applied {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
+  std::vector<bool> recompute;       // by segment: forward runs again before backward
   plan::Program training_program;    // one step
   plan::Program evaluation_program;  // one microbatch, forward only
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchtitan_cpp.nn.groups import adopt, parameter_groups
 from torchtitan_cpp.nn.module import CppModule
 
-__all__ = ["CppModule"]
+__all__ = ["CppModule", "adopt", "parameter_groups"]

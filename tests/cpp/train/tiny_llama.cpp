@@ -89,14 +89,14 @@ Result run_step(const Problem& problem, const Layout& layout) {
       return ranks.size() == 1 ? Group(name) : world.group(rank, name, ranks);
     };
     const auto model = build_model(problem);
-    const std::vector<bool> recompute(model.segments.size(), layout.recompute);
+    using Policy = parallel::activation_checkpoint::Policy;
     const auto applied = parallel::apply(
         model, {.shards = axis("fsdp", shard_ranks),
                 .replicas = axis("dp_replicate", replica_ranks),
                 .parameters = options(),
                 .reshard_after_forward = layout.reshard,
                 .prefetch_depth = layout.prefetch_depth,
-                .recompute = recompute,
+                .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
                 .num_microbatches = layout.num_microbatches,
                 .early_optimizer_step = layout.early_optimizer_step});
     std::vector<optim::Target> targets;
@@ -106,7 +106,7 @@ Result run_step(const Problem& problem, const Layout& layout) {
     }
     Step step({.model = model,
                .groups = applied.groups,
-               .recompute = recompute,
+               .recompute = applied.recompute,
                .training_program = applied.training_program,
                .evaluation_program = applied.evaluation_program,
                .optimizer = std::make_shared<optim::Adam>(
