@@ -17,7 +17,8 @@ using WithoutGil = py::call_guard<py::gil_scoped_release>;
 }  // namespace
 
 void bind_data(py::module_ module) {
-  py::register_exception<data::DamagedShard>(module, "DamagedShard", PyExc_RuntimeError);
+  py::register_exception<data::DamagedShard>(module, "DamagedShard",
+                                             PyExc_RuntimeError);
 
   module.def(
       "num_microbatches",
@@ -39,14 +40,16 @@ void bind_data(py::module_ module) {
       "First row of the global batch in a microbatch of this rank.",
       py::arg("microbatch"), py::kw_only(), py::arg("global_batch_size"),
       py::arg("local_batch_size"), py::arg("num_ranks"), py::arg("rank"));
-  module.def("check_token_ids", &data::check_token_ids,
-             "Raise ValueError unless inputs are ids below vocab_size and labels are that "
-             "or -100.",
-             py::arg("input"), py::arg("labels"), py::kw_only(), py::arg("vocab_size"),
-             WithoutGil());
+  module.def(
+      "check_token_ids", &data::check_token_ids,
+      "Raise ValueError unless inputs are ids below vocab_size and labels are that "
+      "or -100.",
+      py::arg("input"), py::arg("labels"), py::kw_only(), py::arg("vocab_size"),
+      WithoutGil());
 
-  py::class_<TokenShardWriter>(module, "TokenShardWriter",
-                               "Collects the ids of documents and writes them as one file.")
+  py::class_<TokenShardWriter>(
+      module, "TokenShardWriter",
+      "Collects the ids of documents and writes them as one file.")
       .def(py::init<int64_t>(), py::kw_only(), py::arg("vocab_size"))
       .def(
           "append",
@@ -77,6 +80,9 @@ void bind_data(py::module_ module) {
            py::arg("num_shards"), WithoutGil())
       .def("shard_of", &TokenStore::shard_of, "Number of the file that holds a token.",
            py::arg("position"))
+      .def("first_damaged", &TokenStore::first_damaged,
+           "Number of the first file whose tokens are damaged, num_shards if none is.",
+           WithoutGil())
       .def_property_readonly("num_shards", &TokenStore::num_shards)
       .def_property_readonly("num_tokens", &TokenStore::num_tokens)
       .def(
@@ -86,13 +92,14 @@ void bind_data(py::module_ module) {
             data::TokenBatch batch;
             {
               const py::gil_scoped_release released;
-              batch = store.gather({first_sample, num_rows, seq_len, vocab_size, at_end});
+              batch =
+                  store.gather({first_sample, num_rows, seq_len, vocab_size, at_end});
             }
             return py::make_tuple(batch.input, batch.labels);
           },
           "Input and labels, int64 [num_rows, seq_len], of consecutive samples.",
-          py::kw_only(), py::arg("first_sample"), py::arg("num_rows"), py::arg("seq_len"),
-          py::arg("vocab_size"), py::arg("at_end"));
+          py::kw_only(), py::arg("first_sample"), py::arg("num_rows"),
+          py::arg("seq_len"), py::arg("vocab_size"), py::arg("at_end"));
 }
 
 }  // namespace torchtitan::bindings

@@ -11,8 +11,8 @@ void check_row_mapping(const RowMapping& mapping) {
   check_value(mapping.global_batch_size > 0 && mapping.local_batch_size > 0 &&
                   mapping.num_ranks > 0,
               "row mapping: expected positive sizes, got global_batch_size ",
-              mapping.global_batch_size, ", local_batch_size ", mapping.local_batch_size,
-              ", num_ranks ", mapping.num_ranks);
+              mapping.global_batch_size, ", local_batch_size ",
+              mapping.local_batch_size, ", num_ranks ", mapping.num_ranks);
   check_value(mapping.rank >= 0 && mapping.rank < mapping.num_ranks,
               "row mapping: expected 0 <= rank < ", mapping.num_ranks, ", got rank ",
               mapping.rank);
@@ -30,8 +30,8 @@ int64_t num_microbatches(const RowMapping& mapping) {
 
 int64_t first_row(const RowMapping& mapping, int64_t microbatch) {
   const int64_t count = num_microbatches(mapping);
-  check_value(microbatch >= 0 && microbatch < count, "row mapping: expected 0 <= microbatch < ",
-              count, ", got ", microbatch);
+  check_value(microbatch >= 0 && microbatch < count,
+              "row mapping: expected 0 <= microbatch < ", count, ", got ", microbatch);
   return (microbatch * mapping.num_ranks + mapping.rank) * mapping.local_batch_size;
 }
 

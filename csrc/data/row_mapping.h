@@ -1,7 +1,7 @@
 // Which rows of the global batch a rank reads: the global order of samples.
 //
-// Step s of a run whose global batch has G rows covers the samples s * G ... s * G + G - 1
-// of the data, whatever the number of ranks. Microbatch a of rank r holds the rows
+// Step s of a run whose global batch has G rows covers the samples s * G ... s * G + G
+// - 1 of the data, whatever the number of ranks. Microbatch a of rank r holds the rows
 // (a * num_ranks + r) * local_batch_size and the local_batch_size - 1 that follow.
 #pragma once
 

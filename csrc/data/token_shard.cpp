@@ -57,7 +57,8 @@ size_t token_offset(size_t note_bytes) {
   return (sizeof(Header) + note_bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-std::runtime_error system_failure(const char* action, const std::string& path, int code) {
+std::runtime_error system_failure(const char* action, const std::string& path,
+                                  int code) {
   return std::runtime_error(
       base::message("cannot ", action, " '", path, "': ", std::strerror(code)));
 }
@@ -142,7 +143,8 @@ void TokenShardWriter::write(const std::string& path, std::string_view note) con
   header.token_checksum = checksum(bytes, size);
   header.header_checksum = header_checksum(header);
 
-  const std::string padding(token_offset(note.size()) - sizeof(Header) - note.size(), '\0');
+  const std::string padding(token_offset(note.size()) - sizeof(Header) - note.size(),
+                            '\0');
   TemporaryFile file(path);
   file.write(&header, sizeof(header));
   file.write(note.data(), note.size());
@@ -194,7 +196,8 @@ void TokenShard::check_header() {
   const size_t offset = token_offset(header.note_bytes);
   require(file_bytes_ == offset + header.num_tokens * header.token_bytes,
           "its size is not what its header says");
-  note_.assign(reinterpret_cast<const char*>(file_) + sizeof(Header), header.note_bytes);
+  note_.assign(reinterpret_cast<const char*>(file_) + sizeof(Header),
+               header.note_bytes);
   require(checksum(note_) == header.note_checksum, "damaged note");
   num_tokens_ = static_cast<int64_t>(header.num_tokens);
   token_bytes_ = header.token_bytes;

@@ -1,12 +1,13 @@
 // One file of token ids: a run of whole documents, already tokenized.
 //
-//   64 bytes   header: magic, version, bytes per token, counts, checksums (little endian)
-//   note       bytes that the writer chose (where the next run of documents begins)
-//   padding    to a multiple of 64
-//   tokens     num_tokens unsigned integers of token_bytes (2 or 4) bytes each
+//   64 bytes   header: magic, version, bytes per token, counts, checksums (little
+//   endian) note       bytes that the writer chose (where the next run of documents
+//   begins) padding    to a multiple of 64 tokens     num_tokens unsigned integers of
+//   token_bytes (2 or 4) bytes each
 //
-// A file appears under its name whole or not at all: it is written beside it and renamed.
-// Nothing is fsynced: after a power failure the checksums tell, and the file is made anew.
+// A file appears under its name whole or not at all: it is written beside it and
+// renamed. Nothing is fsynced: after a power failure the checksums tell, and the file
+// is made anew.
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,8 @@ using base::check_value;
 constexpr int64_t kIgnored = -100;
 
 void check_request(const RowRequest& request) {
-  check_value(request.first_sample >= 0 && request.num_rows > 0 && request.seq_len > 0 &&
-                  request.vocab_size > 0,
+  check_value(request.first_sample >= 0 && request.num_rows > 0 &&
+                  request.seq_len > 0 && request.vocab_size > 0,
               "gather: expected first_sample >= 0 and positive num_rows, seq_len and "
               "vocab_size, got ",
               request.first_sample, ", ", request.num_rows, ", ", request.seq_len, ", ",
@@ -73,11 +73,25 @@ int64_t TokenStore::num_tokens() const {
 
 int64_t TokenStore::shard_of(int64_t position) const {
   const std::lock_guard lock(mutex_);
-  const auto behind = std::partition_point(
-      entries_.begin(), entries_.end(), [&](const Entry& entry) {
+  const auto behind =
+      std::partition_point(entries_.begin(), entries_.end(), [&](const Entry& entry) {
         return entry.first_token + entry.shard->num_tokens() <= position;
       });
   return behind - entries_.begin();
+}
+
+int64_t TokenStore::first_damaged() const {
+  const std::vector<Entry> entries = this->entries();
+  const auto damaged =
+      std::find_if(entries.begin(), entries.end(), [](const Entry& entry) {
+        try {
+          entry.shard->verify();
+        } catch (const DamagedShard&) {
+          return true;
+        }
+        return false;
+      });
+  return damaged - entries.begin();
 }
 
 TokenBatch TokenStore::gather(const RowRequest& request) const {
@@ -88,14 +102,15 @@ TokenBatch TokenStore::gather(const RowRequest& request) const {
                       : entries.back().first_token + entries.back().shard->num_tokens();
   const auto read = [&](int64_t position, std::span<int64_t> out) {
     while (!out.empty()) {
-      const int64_t token = request.at_end == AtEnd::kRepeat ? position % total : position;
+      const int64_t token =
+          request.at_end == AtEnd::kRepeat ? position % total : position;
       const Entry& entry = *std::prev(std::upper_bound(
           entries.begin(), entries.end(), token,
           [](int64_t value, const Entry& other) { return value < other.first_token; }));
       std::call_once(*entry.verified, [&] { entry.shard->verify(); });
       const int64_t inside = token - entry.first_token;
-      const auto count = std::min(out.size(),
-                                  static_cast<size_t>(entry.shard->num_tokens() - inside));
+      const auto count =
+          std::min(out.size(), static_cast<size_t>(entry.shard->num_tokens() - inside));
       entry.shard->copy(inside, out.first(count));
       out = out.subspan(count);
       position += static_cast<int64_t>(count);
@@ -113,9 +128,9 @@ TokenBatch TokenStore::gather(const RowRequest& request) const {
     const int64_t first = base::checked_mul(sample, length);
     const bool fits = base::checked_add(first, length) < total;
     if (!fits && request.at_end == AtEnd::kStop) break;
-    check_value(total > 0 && (fits || request.at_end == AtEnd::kRepeat), "gather: sample ",
-                sample, " needs tokens ", first, " to ", first + length, ", but only ",
-                total, " are there");
+    check_value(total > 0 && (fits || request.at_end == AtEnd::kRepeat),
+                "gather: sample ", sample, " needs tokens ", first, " to ",
+                first + length, ", but only ", total, " are there");
     read(first, tokens);
     check_sample(tokens, sample, first, request.vocab_size);
     std::copy(tokens.begin(), tokens.end() - 1, input + row * length);
@@ -127,17 +142,19 @@ TokenBatch TokenStore::gather(const RowRequest& request) const {
 void check_token_ids(const at::Tensor& input, const at::Tensor& labels,
                      int64_t vocab_size) {
   const auto check = [&](const at::Tensor& ids, const char* name, bool may_ignore) {
-    check_value(ids.device().is_cpu() && ids.scalar_type() == at::kLong && ids.dim() > 0,
-                "check_token_ids: expected int64 ", name, " on the CPU, got ",
-                ids.toString(), " of ", ids.dim(), " dims");
+    check_value(
+        ids.device().is_cpu() && ids.scalar_type() == at::kLong && ids.dim() > 0,
+        "check_token_ids: expected int64 ", name, " on the CPU, got ", ids.toString(),
+        " of ", ids.dim(), " dims");
     const at::Tensor flat = ids.contiguous();
     const int64_t length = std::max<int64_t>(1, ids.size(-1));
     const int64_t* values = flat.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < flat.numel(); ++i) {
       const bool valid = (values[i] >= 0 && values[i] < vocab_size) ||
                          (may_ignore && values[i] == kIgnored);
-      check_value(valid, "batch: ", name, " row ", i / length, ", position ", i % length,
-                  " has token id ", values[i], ", expected 0 <= id < ", vocab_size);
+      check_value(valid, "batch: ", name, " row ", i / length, ", position ",
+                  i % length, " has token id ", values[i], ", expected 0 <= id < ",
+                  vocab_size);
     }
   };
   check_value(input.sizes() == labels.sizes(), "check_token_ids: input has shape ",

@@ -21,9 +21,9 @@ enum class AtEnd {
   kStop,    // nothing: rows that do not fit wholly are ignored rows
 };
 
-// Rows of one microbatch. Row i is sample first_sample + i, and sample k covers the tokens
-// k * seq_len ... k * seq_len + seq_len of the sequence: the last label of a sample is the
-// first input of the next.
+// Rows of one microbatch. Row i is sample first_sample + i, and sample k covers the
+// tokens k * seq_len ... k * seq_len + seq_len of the sequence: the last label of a
+// sample is the first input of the next.
 struct RowRequest {
   int64_t first_sample;
   int64_t num_rows;
@@ -53,6 +53,10 @@ class TokenStore {
   // The file that holds token `position`; num_shards() if it is behind the last.
   int64_t shard_of(int64_t position) const;
 
+  // Reads every token to find the first file whose checksum is wrong; num_shards() if
+  // there is none.
+  int64_t first_damaged() const;
+
   // Reads rows. Throws std::invalid_argument for a bad request, for a token that is not
   // attached, and for an id >= vocab_size (naming the sample); DamagedShard for a file
   // whose tokens changed on disk.
@@ -73,6 +77,7 @@ class TokenStore {
 // Checks a batch from any loader: inputs in [0, vocab_size), labels there or -100.
 //   input, labels  int64 of the same shape, on the CPU
 // Throws std::invalid_argument naming row and position.
-void check_token_ids(const at::Tensor& input, const at::Tensor& labels, int64_t vocab_size);
+void check_token_ids(const at::Tensor& input, const at::Tensor& labels,
+                     int64_t vocab_size);
 
 }  // namespace torchtitan::data

@@ -17,7 +17,8 @@ std::vector<int64_t> read_all(const TokenShard& shard) {
 
 TEST(TokenShard, GivesBackWhatWasWrittenInBothWidths) {
   const TemporaryFolder folder;
-  for (const int64_t vocab : {int64_t{1} << 16, (int64_t{1} << 16) + 1, int64_t{1} << 32}) {
+  for (const int64_t vocab :
+       {int64_t{1} << 16, (int64_t{1} << 16) + 1, int64_t{1} << 32}) {
     const std::vector<int64_t> ids = {0, 7, vocab - 1, 3};
     TokenShardWriter writer(vocab);
     writer.append(ids, "a");
@@ -28,7 +29,8 @@ TEST(TokenShard, GivesBackWhatWasWrittenInBothWidths) {
     const TokenShard shard(folder.file("tokens"));
     shard.verify();
     EXPECT_EQ(shard.note(), "note {}");
-    EXPECT_EQ(read_all(shard), (std::vector<int64_t>{0, 7, vocab - 1, 3, 0, 7, vocab - 1, 3}));
+    EXPECT_EQ(read_all(shard),
+              (std::vector<int64_t>{0, 7, vocab - 1, 3, 0, 7, vocab - 1, 3}));
     std::vector<int64_t> middle(2);
     shard.copy(3, middle);
     EXPECT_EQ(middle, (std::vector<int64_t>{3, 0}));
@@ -78,15 +80,16 @@ TEST(TokenShard, NoticesEveryFlippedBitAndEveryTruncation) {
 }
 
 TEST(TokenShard, NamesDocumentAndTokenOfAStrayId) {
-  for (const int64_t stray : {int64_t{-1}, int64_t{10}, int64_t{1} << 31, int64_t{1} << 40}) {
+  for (const int64_t stray :
+       {int64_t{-1}, int64_t{10}, int64_t{1} << 31, int64_t{1} << 40}) {
     TokenShardWriter writer(10);
     try {
       writer.append(std::vector<int64_t>{1, 2, stray}, "a.json:7");
       FAIL() << "accepted " << stray;
     } catch (const std::invalid_argument& error) {
-      EXPECT_EQ(std::string(error.what()),
-                "a.json:7: token 2 of the document has id " + std::to_string(stray) +
-                    ", but the tokenizer's ids are 0 to 9");
+      EXPECT_EQ(std::string(error.what()), "a.json:7: token 2 of the document has id " +
+                                               std::to_string(stray) +
+                                               ", but the tokenizer's ids are 0 to 9");
     }
     EXPECT_EQ(writer.num_tokens(), 0);
   }

@@ -20,8 +20,8 @@ class TokenStoreTest : public ::testing::Test {
     std::iota(ids.begin(), ids.end(), first);
     TokenShardWriter writer(1000);
     writer.append(ids, "test");
-    const std::string path = folder_.file("tokens-" + std::to_string(first) + "-" +
-                                          std::to_string(count));
+    const std::string path =
+        folder_.file("tokens-" + std::to_string(first) + "-" + std::to_string(count));
     writer.write(path, std::to_string(first));
     return path;
   }
@@ -78,7 +78,8 @@ TEST_F(TokenStoreTest, FillsRowsBehindTheEndWithIgnoredLabels) {
 TEST_F(TokenStoreTest, RefusesTokensThatAreNotThereYet) {
   fill({8});
   EXPECT_THROW(store_.gather({2, 1, 4, 1000, AtEnd::kMore}), std::invalid_argument);
-  EXPECT_THROW(TokenStore().gather({0, 1, 4, 1000, AtEnd::kRepeat}), std::invalid_argument);
+  EXPECT_THROW(TokenStore().gather({0, 1, 4, 1000, AtEnd::kRepeat}),
+               std::invalid_argument);
   EXPECT_THROW(store_.gather({-1, 1, 4, 1000, AtEnd::kMore}), std::invalid_argument);
   EXPECT_THROW(store_.gather({int64_t{1} << 62, 1, 4, 1000, AtEnd::kRepeat}),
                std::invalid_argument);
@@ -112,7 +113,10 @@ TEST_F(TokenStoreTest, NoticesTokensThatChangedOnDisk) {
   std::string bytes = read_file(path);
   bytes.back() = static_cast<char>(bytes.back() ^ 1);
   write_file(path, bytes);
+  fill({3});
+  EXPECT_EQ(store_.first_damaged(), 1);
   store_.attach(path);
+  EXPECT_EQ(store_.first_damaged(), 1);
   EXPECT_THROW(store_.gather({0, 1, 4, 1000, AtEnd::kMore}), DamagedShard);
   EXPECT_THROW(store_.gather({0, 1, 4, 1000, AtEnd::kMore}), DamagedShard);
 }
@@ -126,8 +130,9 @@ TEST(CheckTokenIds, AcceptsIdsAndIgnoredLabelsOnly) {
     check_token_ids(input, labels, 4);
     FAIL() << "accepted label 4 of a vocabulary of 4";
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(error.what(),
-                 "batch: labels row 1, position 1 has token id 4, expected 0 <= id < 4");
+    EXPECT_STREQ(
+        error.what(),
+        "batch: labels row 1, position 1 has token id 4, expected 0 <= id < 4");
   }
   EXPECT_THROW(check_token_ids(input, labels.view({4}), 5), std::invalid_argument);
   EXPECT_THROW(check_token_ids(input.to(at::kInt), labels.to(at::kInt), 5),
