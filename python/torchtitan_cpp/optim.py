@@ -33,6 +33,8 @@ class CoreOptimizer:
         state_dtype: torch.dtype,
     ) -> None:
         self.groups = list(groups)
+        if state_dtype == torch.float32 and groups[0].master.dtype == torch.float64:
+            state_dtype = torch.float64
         self.param_groups: list[dict[str, Any]] = [{"lr": lr}]
         self.core = _C.optim.Adam(
             [(group.master, group.gradient) for group in groups],
@@ -87,7 +89,8 @@ def build_optimizers(
 
     Args:
         model_parts: modules whose parameters lie in parameter groups.
-        optimizer_config: the section ``optimizer``, with ``state_dtype`` resolved.
+        optimizer_config: the section ``optimizer``. A ``state_dtype`` of float32 is
+            float64 where the parameters are float64.
     Raises:
         ValueError: for a name other than Adam or AdamW.
     """

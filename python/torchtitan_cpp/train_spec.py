@@ -84,3 +84,8 @@ def get_train_spec(name: str) -> TrainSpec:
     raise ValueError(
         f"model.name: expected one of {', '.join(known)}, found {name!r}{hint}"
     )
+
+
+def registered_names() -> list[str]:
+    """Names given to ``register_train_spec`` in this process."""
+    return sorted(_registered)

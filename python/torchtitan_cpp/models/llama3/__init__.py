@@ -18,6 +18,7 @@ def get_train_spec() -> TrainSpec:
     from torchtitan_cpp.loss import build_cross_entropy_loss
     from torchtitan_cpp.lr_schedule import build_lr_schedulers
     from torchtitan_cpp.optim import build_optimizers
+    from torchtitan_cpp.validation import build_validator
 
     return TrainSpec(
         model_cls=Transformer,
@@ -29,4 +30,5 @@ def get_train_spec() -> TrainSpec:
         build_dataloader_fn=build_dataloader,
         build_tokenizer_fn=build_tokenizer,
         build_loss_fn=build_cross_entropy_loss,
+        build_validator_fn=build_validator,
     )

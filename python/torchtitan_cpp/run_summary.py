@@ -1,0 +1,100 @@
+"""The start-up summary of a run, from its built parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchtitan_cpp.config import compute_dtype, reduce_dtype
+from torchtitan_cpp.metrics.summary import RunSummary
+
+if TYPE_CHECKING:
+    from torchtitan_cpp.trainer import Trainer
+
+
+def summarize(trainer: Trainer) -> RunSummary:
+    """What a person should know before the first step."""
+    config = trainer.job_config
+    training, optimizer = config.training, config.optimizer
+    dims = trainer.world.parallel_dims
+    schedule = config.lr_scheduler
+    data = training.dataset
+    if training.dataset_path:
+        data += f" from {training.dataset_path}"
+    saving = config.checkpoint
+    return RunSummary(
+        model=f"{config.model.name} {config.model.flavor}",
+        num_params=trainer.model.num_params,
+        flops_per_token=trainer.model.flops_per_token,
+        mesh={
+            "pp": dims.pp,
+            "dp_replicate": dims.dp_replicate,
+            "dp_shard": dims.dp_shard,
+            "cp": dims.cp,
+            "tp": dims.tp,
+        },
+        device=_describe_device(trainer.world.device),
+        local_batch_size=training.local_batch_size,
+        num_data_ranks=dims.batch,
+        accumulation=trainer.accumulation,
+        seq_len=training.seq_len,
+        start_step=trainer.step,
+        steps=training.steps,
+        dataset=data,
+        tokenizer=_describe_tokenizer(trainer),
+        param_dtype=training.dtype,
+        compute_dtype=compute_dtype(training),
+        reduce_dtype=reduce_dtype(training),
+        activation_checkpointing=_describe_recompute(trainer),
+        optimizer=f"{optimizer.name}, lr {optimizer.lr:.1e}, weight decay "
+        f"{optimizer.weight_decay:g}, {optimizer.implementation}",
+        clipping=_describe_clipping(trainer),
+        schedule=f"{schedule.warmup_steps} warmup steps, {schedule.decay_type} decay to "
+        f"{schedule.min_lr_factor:g} x lr",
+        checkpoint=f"every {saving.interval} steps in "
+        f"{config.job.dump_folder}/{saving.folder}"
+        if saving.enable
+        else "off",
+        dump_folder=config.job.dump_folder,
+        seed=trainer.seed,
+        notes=tuple(_notes(trainer)),
+    )
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "meta":
+        return "none: a dry run that computes nothing"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''} a rank"
+
+
+def _describe_tokenizer(trainer: Trainer) -> str | None:
+    if trainer.tokenizer is None:
+        return None
+    size = trainer.tokenizer.get_vocab_size()
+    return f"{trainer.job_config.model.hf_assets_path}, {size:,} entries"
+
+
+def _describe_recompute(trainer: Trainer) -> str:
+    section = trainer.job_config.activation_checkpoint
+    if section.mode == "selective":
+        return f"selective, every {section.selective_ac_option}. block"
+    return str(section.mode)
+
+
+def _describe_clipping(trainer: Trainer) -> str:
+    if trainer.job_config.optimizer.early_step_in_backward:
+        return "none: max_norm is unused with early_step_in_backward"
+    return f"global norm {trainer.job_config.training.max_norm:g}"
+
+
+def _notes(trainer: Trainer) -> list[str]:
+    notes = []
+    if trainer.job_config.training.enable_cpu_offload and (
+        trainer.world.device.type == "cpu"
+    ):
+        notes.append("enable_cpu_offload changes nothing on a CPU run")
+    return notes

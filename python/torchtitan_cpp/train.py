@@ -1,0 +1,99 @@
+"""Trains: ``torchrun -m torchtitan_cpp.train [flags]``, or ``python -m`` for one rank.
+
+``--help`` lists all flags. Without ``--job.config_file`` the packaged debug job runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
+from torchtitan_cpp.data import DATASETS
+from torchtitan_cpp.models import FAMILIES
+from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
+from torchtitan_cpp.train_spec import get_train_spec, registered_names
+from torchtitan_cpp.trainer import Trainer
+from torchtitan_cpp.world import find_device_type, find_world_size
+
+EXIT_BAD_INPUT = 2
+
+
+def main(
+    argv: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer
+) -> int:
+    """Parse, check, build, train; the exit code.
+
+    Args:
+        argv: flags; None: those of this process.
+        trainer_class: ``Trainer`` or a subclass of one's own.
+    """
+    try:
+        loaded = read_config(argv)
+        _import_custom_code(loaded)
+        check_run(
+            loaded,
+            world_size=find_world_size(loaded.config),
+            device=find_device_type(),
+            known=_known_names(loaded),
+        )
+    except (ConfigError, ValueError) as error:
+        _print_once(str(error))
+        return EXIT_BAD_INPUT
+    _C.core.install_stop_signal()
+    trainer: Trainer | None = None
+    try:
+        trainer = trainer_class(loaded.config)
+        trainer.train()
+    except Exception as error:
+        return _fail(trainer, error)
+    trainer.close()
+    return 0
+
+
+def _import_custom_code(loaded: Loaded) -> None:
+    """Import what registers models and datasets, so that their names are known."""
+    module = loaded.config.experimental.custom_import
+    if module:
+        import_module(module)
+
+
+def _known_names(loaded: Loaded) -> dict[str, list[str]]:
+    known = {
+        "model.name": sorted({*FAMILIES, *registered_names()}),
+        "training.dataset": sorted(DATASETS),
+    }
+    name = loaded.config.model.name
+    if name in known["model.name"]:
+        known["model.flavor"] = list(get_train_spec(name).model_args)
+    return known
+
+
+def _print_once(text: str) -> None:
+    """All ranks find the same problem; one of them says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def _fail(trainer: Trainer | None, error: Exception) -> int:
+    if trainer is None or trainer.world.distributed is None:
+        traceback.print_exc()
+        return 1
+    if not isinstance(error, CollectiveError):
+        traceback.print_exc()
+    line = trainer.world.distributed.report_failure(error)
+    print(line, file=sys.stderr, flush=True)
+    trainer.close(failed=True)
+    lost = isinstance(error, CollectiveError)
+    # A collective may still wait in a thread of the library: nothing is torn down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_RANK_LOST if lost else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

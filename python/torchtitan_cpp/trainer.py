@@ -1,0 +1,352 @@
+"""The loop around the C++ step: read, step, log, validate, save, stop.
+
+``Trainer`` can be subclassed; each method does one thing of the loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchtitan_cpp import _C, build
+from torchtitan_cpp.config import JobConfig
+from torchtitan_cpp.data import build_validation_dataloader, check_vocabulary
+from torchtitan_cpp.garbage_collection import GarbageCollection
+from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
+from torchtitan_cpp.metrics import build_metrics_processor
+from torchtitan_cpp.metrics.progress import Progress
+from torchtitan_cpp.metrics.summary import format_closing, format_summary
+from torchtitan_cpp.profiling import (
+    maybe_enable_memory_snapshot,
+    maybe_enable_profiling,
+)
+from torchtitan_cpp.run_summary import summarize
+from torchtitan_cpp.train_spec import get_train_spec
+from torchtitan_cpp.validation import Validator
+from torchtitan_cpp.world import World, build_world
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+
+
+class NotFiniteError(RuntimeError):
+    """Loss or gradient norm is not finite; no weight was changed by that step."""
+
+
+class OutOfDataError(RuntimeError):
+    """The data ended before the last step."""
+
+
+class Trainer:
+    """Everything of one run on this rank, built from a checked configuration.
+
+    Args:
+        job_config: as ``check_run`` accepted it.
+    Raises:
+        ValueError: for what only shows when the parts are built.
+    """
+
+    def __init__(self, job_config: JobConfig) -> None:
+        self.job_config = job_config
+        if job_config.experimental.custom_import:
+            import_module(job_config.experimental.custom_import)
+        self.spec = get_train_spec(job_config.model.name)
+        self.world: World = build_world(job_config)
+        init_logger(
+            self.world.rank, shown_ranks=parse_log_rank(os.environ.get("LOG_RANK"))
+        )
+        logger.info("Starting job: %s", job_config.job.description)
+        _set_determinism(job_config)
+        self.gc_handler = GarbageCollection(
+            job_config.training.gc_freq, job_config.training.gc_debug
+        )
+        dims = self.world.parallel_dims
+        training = job_config.training
+        local_rows = training.local_batch_size * dims.batch
+        global_rows = max(training.global_batch_size, local_rows)
+        self.accumulation = global_rows // local_rows
+        self.seed = self._agree_on_seed()
+
+        self.model = build.build_model(
+            self.spec, job_config, self.world, accumulation=self.accumulation
+        )
+        build.initialize(self.model, self.seed)
+        self.model_parts = [self.model.module]
+        self.optimizers = self.spec.build_optimizers_fn(
+            self.model_parts, job_config.optimizer, dims, None
+        )
+        self.lr_schedulers = self.spec.build_lr_schedulers_fn(
+            self.optimizers, job_config.lr_scheduler, training.steps
+        )
+        self.executor = build.build_step(
+            self.model, self.optimizers, job_config, self.world
+        )
+        self.tokenizer = self._build_tokenizer()
+        self.dataloader = self.spec.build_dataloader_fn(
+            dp_world_size=dims.batch,
+            dp_rank=self.world.data_rank,
+            tokenizer=self.tokenizer,
+            job_config=job_config,
+        )
+        build_metrics = self.spec.build_metrics_processor_fn or build_metrics_processor
+        self.metrics = build_metrics(job_config, dims, self.model.args)
+        self.metrics.num_flops_per_token = self.model.flops_per_token
+        self.validator = self._build_validator()
+        self.step = 0
+        self.num_tokens_seen = 0
+        self._last_result: _C.train.StepResult | None = None
+        self._losses: list[float] = []
+        logger.info("%s", "\n" + format_summary(summarize(self)))
+
+    # --- building ------------------------------------------------------------------
+
+    def _agree_on_seed(self) -> int:
+        """The seed of initial weights: the configured one, or rank 0's own."""
+        if self.job_config.debug.seed is not None:
+            return self.job_config.debug.seed
+        seed = torch.tensor(torch.seed() % 2**63)
+        if not self.world.is_fake:
+            self.world.groups["loss"].broadcast(seed, root=0).wait()
+        return int(seed)
+
+    def _build_tokenizer(self) -> Any:
+        if self.spec.build_tokenizer_fn is None:
+            return None
+        tokenizer = self.spec.build_tokenizer_fn(self.job_config)
+        check_vocabulary(tokenizer, self.model.args.vocab_size)
+        return tokenizer
+
+    def _build_validator(self) -> Any:
+        if not self.job_config.validation.enable:
+            return None
+        if self.spec.build_validator_fn is None:
+            raise ValueError(
+                f"validation.enable: the TrainSpec of {self.job_config.model.name!r} "
+                "has no build_validator_fn"
+            )
+        validator = self.spec.build_validator_fn(
+            job_config=self.job_config,
+            dp_world_size=self.world.parallel_dims.batch,
+            dp_rank=self.world.data_rank,
+            tokenizer=self.tokenizer,
+            parallel_dims=self.world.parallel_dims,
+            loss_fn=None,
+            validation_context=None,
+            maybe_enable_amp=None,
+            metrics_processor=self.metrics,
+        )
+        if isinstance(validator, Validator):
+            validator.bind(
+                evaluate=self.evaluate,
+                reduce=self._sum_over_ranks,
+                dataloader=build_validation_dataloader(
+                    self.world.parallel_dims.batch,
+                    self.world.data_rank,
+                    self.tokenizer,
+                    self.job_config,
+                    infinite=self.job_config.validation.steps != -1,
+                ),
+            )
+        return validator
+
+    # --- the loop ------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            NotFiniteError: with rank, step and the first bad parameter.
+        """
+        config = self.job_config
+        dump_folder = config.job.dump_folder
+        started, first_step = time.monotonic(), self.step
+        self.metrics.start(self.step)
+        with ExitStack() as stack:
+            profiler = stack.enter_context(
+                maybe_enable_profiling(
+                    config.profiling,
+                    global_step=self.step,
+                    base_folder=dump_folder,
+                    rank=self.world.rank,
+                )
+            )
+            snapshot = stack.enter_context(
+                maybe_enable_memory_snapshot(
+                    config.profiling,
+                    global_step=self.step,
+                    base_folder=dump_folder,
+                    rank=self.world.rank,
+                    device=self.world.device,
+                )
+            )
+            progress = stack.enter_context(
+                Progress(
+                    total_steps=config.training.steps,
+                    start_step=self.step,
+                    enabled=self.world.rank == 0,
+                )
+            )
+            batches = self.batch_generator()
+            while self.step < config.training.steps:
+                self.gc_handler.run(self.step + 1)
+                try:
+                    microbatches = self.next_microbatches(batches)
+                except OutOfDataError:
+                    logger.warning(
+                        "The data has ended after step %d of %d",
+                        self.step,
+                        config.training.steps,
+                    )
+                    break
+                self.step += 1
+                self.train_step(microbatches)
+                if self.validator and self.validator.should_validate(self.step):
+                    self.validator.validate(self.model_parts, self.step)
+                if profiler:
+                    profiler.step()
+                if snapshot:
+                    snapshot.step()
+                progress.update(self.step, self._losses[-1] if self._losses else None)
+                if self.step == first_step + 1 and self.world.distributed:
+                    self.world.distributed.first_step_passed()
+        self.check_finite()
+        if self.world.rank == 0:
+            logger.info("%s", "\n" + self._closing(started, first_step))
+
+    def batch_generator(self) -> Iterator[Batch]:
+        """Batches of this rank, with the time that each was waited for."""
+        iterator = iter(self.dataloader)
+        while True:
+            started = time.perf_counter()
+            try:
+                inputs, labels = next(iterator)
+            except StopIteration:
+                return
+            self.metrics.data_loading_times.append(time.perf_counter() - started)
+            self.metrics.ntokens_since_last_log += labels.numel()
+            yield inputs, labels
+
+    def next_microbatches(
+        self, batches: Iterator[Batch]
+    ) -> list[dict[str, torch.Tensor]]:
+        """The microbatches of one step; a step that the data cannot fill is dropped.
+
+        Raises:
+            OutOfDataError: if the data ends.
+        """
+        microbatches = []
+        for _ in range(self.accumulation):
+            try:
+                inputs, labels = next(batches)
+            except StopIteration:
+                raise OutOfDataError from None
+            self.num_tokens_seen += labels.numel() * self.world.parallel_dims.batch
+            microbatches.append(self.to_device(inputs, labels))
+        return microbatches
+
+    def to_device(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One microbatch as the segments read it: named tensors on the device."""
+        named = {**inputs, "labels": labels}
+        return {name: each.to(self.world.device) for name, each in named.items()}
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        """One optimizer step, logged where it is due."""
+        # The host learns of a bad step here, after the next one's data is there.
+        self.check_finite()
+        learning_rate = self.optimizers.optimizers[0].learning_rate
+        result = self.executor.run(
+            microbatches, learning_rate=learning_rate, step=self.step
+        )
+        self._last_result = result
+        self.lr_schedulers.step()
+        if self.metrics.should_log(self.step):
+            self.check_finite()
+            self.log(result, learning_rate)
+
+    def log(self, result: _C.train.StepResult, learning_rate: float) -> None:
+        """Report a step; all ranks take part."""
+        largest = result.local_loss.double() / result.local_tokens.clamp(min=1)
+        self.world.groups["loss"].all_reduce(largest, op="max").wait()
+        loss = float(result.loss)
+        self._losses.append(loss)
+        self.metrics.log(
+            self.step,
+            loss,
+            float(largest),
+            float(result.grad_norm),
+            {"lr": learning_rate, "n_tokens_seen": self.num_tokens_seen},
+        )
+
+    def check_finite(self) -> None:
+        """Raise NotFiniteError if the last step met a loss or norm that is not finite."""
+        result, self._last_result = self._last_result, None
+        if result is None or result.finite.is_meta or bool(result.finite):
+            return
+        bad = next(
+            (
+                shard.name
+                for group in self.model.applied.groups
+                for shard in group.shards
+                if not bool(shard.gradient.isfinite().all())
+            ),
+            None,
+        )
+        where = (
+            f"first bad gradient on this rank: {bad}"
+            if bad
+            else "all gradients of this rank are finite"
+        )
+        raise NotFiniteError(
+            f"step {self.step}: loss {float(result.loss):g}, gradient norm "
+            f"{float(result.grad_norm):g}; rank {self.world.rank}: loss sum "
+            f"{float(result.local_loss):g}, {where}; no weight was changed"
+        )
+
+    def evaluate(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[float, float]:
+        """Loss sum and valid tokens of one batch; all ranks call it together."""
+        evaluation = self.executor.evaluate(self.to_device(inputs, labels))
+        return float(evaluation.loss_sum), float(evaluation.num_tokens)
+
+    def _sum_over_ranks(self, values: list[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.world.device)
+        self.world.groups["loss"].all_reduce(tensor).wait()
+        return [float(value) for value in tensor]
+
+    def _closing(self, started: float, first_step: int) -> str:
+        folder = Path(self.job_config.job.dump_folder)
+        return format_closing(
+            steps=self.step - first_step,
+            seconds=time.monotonic() - started,
+            first_loss=self._losses[0] if self._losses else None,
+            last_loss=self._losses[-1] if self._losses else None,
+            files={"metrics": folder / "metrics.jsonl"},
+        )
+
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the other ranks and stop what runs in the background."""
+        self.gc_handler.close()
+        self.metrics.close()
+        close_data = getattr(self.dataloader, "close", None)
+        if close_data:
+            close_data()
+        if self.world.distributed:
+            self.world.distributed.close(failed=failed)
+
+
+def _set_determinism(job_config: JobConfig) -> None:
+    debug = job_config.debug
+    if debug.seed is not None:
+        torch.manual_seed(debug.seed)
+    if debug.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=debug.deterministic_warn_only)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,0 +1,150 @@
+"""Where this process stands: its device, its rank, and a group for every mesh axis."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.parallel import (
+    Distributed,
+    Group,
+    Recorder,
+    init_distributed,
+    make_fake_groups,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelDims:
+    """The degree of every parallelism, with torchtitan's names; checked and resolved."""
+
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+    pp: int
+    ep: int
+    etp: int
+    world_size: int
+
+    @property
+    def dp_enabled(self) -> bool:
+        return self.dp_replicate * self.dp_shard > 1
+
+    @property
+    def fsdp_enabled(self) -> bool:
+        return self.dp_shard * self.cp > 1
+
+    @property
+    def pp_enabled(self) -> bool:
+        return self.pp > 1
+
+    @property
+    def non_data_parallel_size(self) -> int:
+        """Ranks that work on the same rows of the batch."""
+        return self.cp * self.tp * self.pp
+
+    @property
+    def batch(self) -> int:
+        """Ranks that read different rows of the batch."""
+        return self.dp_replicate * self.dp_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This rank among all ranks; ``groups`` has one Group per mesh axis."""
+
+    rank: int
+    device: torch.device
+    parallel_dims: ParallelDims
+    groups: Mapping[str, Group]
+    recorder: Recorder
+    """Counts the calls and bytes of every axis."""
+    distributed: Distributed | None
+    """None where no other process exists: one rank played without the others."""
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether the other ranks are only pretended and nothing is computed."""
+        return self.distributed is None
+
+    @property
+    def data_rank(self) -> int:
+        """Coordinate on the axis "batch"."""
+        return int(self.groups["batch"].rank)
+
+
+def find_device_type() -> Literal["cpu", "cuda"]:
+    """CUDA where there is a device, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def find_world_size(job_config: Any, environ: Mapping[str, str] = os.environ) -> int:
+    """Ranks of the run: torchrun's, or those that a dry run pretends.
+
+    A dry run (``comm.mode`` fake_backend) reads ``NGPU``, else ``WORLD_SIZE``.
+    """
+    if job_config.comm.mode == "fake_backend":
+        return int(environ.get("NGPU", environ.get("WORLD_SIZE", "1")))
+    return int(environ.get("WORLD_SIZE", "1")) if "RANK" in environ else 1
+
+
+def build_world(job_config: Any) -> World:
+    """Join the other ranks and make the groups of the mesh.
+
+    Raises:
+        ValueError: if the degrees do not fit the number of ranks.
+        CollectiveError: if ranks do not come in time.
+    """
+    p = job_config.parallelism
+    mesh = _C.mesh.Mesh(
+        _C.mesh.ParallelDims(
+            dp_replicate=p.data_parallel_replicate_degree,
+            dp_shard=p.data_parallel_shard_degree,
+            cp=p.context_parallel_degree,
+            tp=p.tensor_parallel_degree,
+            pp=p.pipeline_parallel_degree,
+            ep=p.expert_parallel_degree,
+            etp=p.expert_tensor_parallel_degree,
+            world_size=find_world_size(job_config),
+        )
+    )
+    dims = ParallelDims(
+        **{name: getattr(mesh.dims, name) for name in ParallelDims.__annotations__}
+    )
+    axes = {
+        axis: sorted({tuple(mesh.ranks(axis, rank)) for rank in range(dims.world_size)})
+        for axis in ("dp_replicate", "fsdp", "batch", "loss")
+    }
+    recorder = Recorder()
+    if job_config.comm.mode == "fake_backend":
+        groups = make_fake_groups(
+            axes, rank=0, world_size=dims.world_size, recorder=recorder
+        )
+        return World(
+            rank=0,
+            device=torch.device("meta"),
+            parallel_dims=dims,
+            groups=groups,
+            recorder=recorder,
+            distributed=None,
+        )
+    distributed = init_distributed(
+        device_type=find_device_type(),
+        init_timeout_seconds=job_config.comm.init_timeout_seconds,
+        train_timeout_seconds=job_config.comm.train_timeout_seconds,
+        cpu_offload=job_config.training.enable_cpu_offload,
+    )
+    return World(
+        rank=distributed.rank,
+        device=distributed.device,
+        parallel_dims=dims,
+        groups=distributed.make_groups(axes, recorder=recorder),
+        recorder=recorder,
+        distributed=distributed,
+    )
