@@ -1,6 +1,52 @@
+// The smallest steps of a training step. A program is a list of them.
+//
+// Every communication is a start and a Wait: between the two, other actions may run.
+// `segment`, `group` and `microbatch` are -1 where an action has none.
 #pragma once
+
 #include <cstdint>
+#include <string>
+
 namespace torchtitan::plan {
-enum class ActionKind { kCountTokens, kUnshard, kReshard, kForward, kRecompute, kBackward, kReduceGradient, kAllReduceGradient, kWait, kClipGradient, kOptimizerStep, kCall };
-struct Action { ActionKind kind; int64_t segment = -1; int64_t group = -1; int64_t microbatch = -1; ActionKind waits_for = ActionKind::kCall; };
-}
+
+enum class ActionKind {
+  kCountTokens,        // start: sum the valid tokens of the step over all ranks
+  kUnshard,            // start: gather the parameters of a group
+  kReshard,            // free the gathered parameters of a group
+  kForward,            // run a segment on a microbatch, keep what its backward needs
+  kRecompute,          // run that forward again just before the backward
+  kBackward,           // gradients of a segment's inputs; adds those of its parameters
+  kReduceGradient,     // start: sum a sharded group's gradient over the shards' ranks
+  kAllReduceGradient,  // start: sum a group's gradient over its replicas
+  kWait,           // the start of kind `waits_for` has ended and its result is valid
+  kClipGradient,   // global gradient norm and clip factor; complete on return
+  kOptimizerStep,  // step one group, or with group -1 all trainable ones
+};
+
+struct Action {
+  ActionKind kind;
+  int64_t segment = -1;
+  int64_t group = -1;
+  int64_t microbatch = -1;
+  ActionKind waits_for = ActionKind::kWait;  // of a Wait: the kind of its start
+
+  bool operator==(const Action&) const = default;
+};
+
+// Forward, Recompute or Backward: an action of one segment and one microbatch.
+bool is_compute(const Action& action);
+
+// An action that must be followed by a Wait of its kind and group.
+bool is_start(const Action& action);
+
+// The Wait for a start.
+Action wait_for(const Action& start);
+
+// "Forward", "ReduceGradient", ...
+std::string to_string(ActionKind kind);
+
+// "Forward s2 mb0", "Wait Unshard g3", "CountTokens": s segment, g group, mb
+// microbatch.
+std::string to_string(const Action& action);
+
+}  // namespace torchtitan::plan

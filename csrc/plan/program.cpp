@@ -1,4 +1,11 @@
 #include "plan/program.h"
+
 namespace torchtitan::plan {
-std::string to_string(const Action& a) { return std::to_string(static_cast<int>(a.kind)); }
+
+std::string to_string(const Program& program) {
+  std::string text;
+  for (const Action& action : program) text += to_string(action) + "\n";
+  return text;
 }
+
+}  // namespace torchtitan::plan

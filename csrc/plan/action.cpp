@@ -1,0 +1,65 @@
+#include "plan/action.h"
+
+#include <sstream>
+#include <stdexcept>
+
+namespace torchtitan::plan {
+
+bool is_compute(const Action& action) {
+  return action.kind == ActionKind::kForward || action.kind == ActionKind::kRecompute ||
+         action.kind == ActionKind::kBackward;
+}
+
+bool is_start(const Action& action) {
+  return action.kind == ActionKind::kCountTokens ||
+         action.kind == ActionKind::kUnshard ||
+         action.kind == ActionKind::kReduceGradient ||
+         action.kind == ActionKind::kAllReduceGradient;
+}
+
+Action wait_for(const Action& start) {
+  Action wait = start;
+  wait.kind = ActionKind::kWait;
+  wait.waits_for = start.kind;
+  return wait;
+}
+
+std::string to_string(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kCountTokens:
+      return "CountTokens";
+    case ActionKind::kUnshard:
+      return "Unshard";
+    case ActionKind::kReshard:
+      return "Reshard";
+    case ActionKind::kForward:
+      return "Forward";
+    case ActionKind::kRecompute:
+      return "Recompute";
+    case ActionKind::kBackward:
+      return "Backward";
+    case ActionKind::kReduceGradient:
+      return "ReduceGradient";
+    case ActionKind::kAllReduceGradient:
+      return "AllReduceGradient";
+    case ActionKind::kWait:
+      return "Wait";
+    case ActionKind::kClipGradient:
+      return "ClipGradient";
+    case ActionKind::kOptimizerStep:
+      return "OptimizerStep";
+  }
+  throw std::logic_error("to_string: not an ActionKind");
+}
+
+std::string to_string(const Action& action) {
+  std::ostringstream text;
+  text << to_string(action.kind);
+  if (action.kind == ActionKind::kWait) text << " " << to_string(action.waits_for);
+  if (action.segment >= 0) text << " s" << action.segment;
+  if (action.group >= 0) text << " g" << action.group;
+  if (action.microbatch >= 0) text << " mb" << action.microbatch;
+  return text.str();
+}
+
+}  // namespace torchtitan::plan

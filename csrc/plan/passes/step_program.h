@@ -1,0 +1,26 @@
+// From the shape of a model to the program that trains it: the passes in their order.
+#pragma once
+
+#include "plan/passes/finish_step.h"
+#include "plan/program.h"
+#include "plan/step_shape.h"
+
+namespace torchtitan::plan::passes {
+
+struct StepOptions {
+  int64_t prefetch_depth;  // compute actions that a gather may start ahead of its use
+  int64_t reduce_depth;    // compute actions that may run during a gradient's reduction
+  OptimizerTiming optimizer;
+};
+
+// One training step of a rank that holds the whole model or a shard of it:
+//   sequential schedule -> recompute -> shard -> prefetch -> delay_reductions ->
+//   finish_step
+// Throws std::invalid_argument for a shape that check() refuses or a negative depth.
+Program build_step_program(const StepShape& shape, const StepOptions& options);
+
+// Forward of every microbatch without anything kept: validation. Groups are gathered
+// `prefetch_depth` compute actions ahead and freed after their use.
+Program build_forward_program(const StepShape& shape, int64_t prefetch_depth);
+
+}  // namespace torchtitan::plan::passes

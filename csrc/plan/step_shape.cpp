@@ -1,0 +1,51 @@
+#include "plan/step_shape.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/errors.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using base::check_value;
+
+void check(const GroupShape& group) {
+  check_value(group.shards >= 1 && group.replicas >= 1, "step shape: group '",
+              group.name, "' has ", group.shards, " shards and ", group.replicas,
+              " replicas; both must be at least 1");
+  check_value(
+      std::min({group.numel, group.shard_numel, group.master_bytes, group.compute_bytes,
+                group.reduce_bytes, group.optimizer_bytes}) >= 0,
+      "step shape: group '", group.name, "' has a negative size");
+}
+
+void check(const SegmentShape& segment, int64_t num_groups) {
+  std::set<int64_t> used;
+  for (const int64_t group : segment.groups) {
+    check_value(group >= 0 && group < num_groups, "step shape: segment '", segment.name,
+                "' uses group ", group, " of ", num_groups);
+    check_value(used.insert(group).second, "step shape: segment '", segment.name,
+                "' names group ", group, " twice");
+  }
+  check_value(std::min({segment.forward_flops, segment.backward_flops,
+                        segment.input_bytes, segment.output_bytes, segment.saved_bytes,
+                        segment.forward_temporary_bytes,
+                        segment.backward_temporary_bytes}) >= 0,
+              "step shape: segment '", segment.name, "' has a negative size");
+}
+
+}  // namespace
+
+void check(const StepShape& shape) {
+  check_value(!shape.segments.empty(), "step shape: a model has at least one segment");
+  check_value(shape.num_microbatches >= 1,
+              "step shape: a step has at least one microbatch, got ",
+              shape.num_microbatches);
+  for (const GroupShape& group : shape.groups) check(group);
+  for (const SegmentShape& segment : shape.segments) {
+    check(segment, static_cast<int64_t>(shape.groups.size()));
+  }
+}
+
+}  // namespace torchtitan::plan

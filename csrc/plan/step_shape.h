@@ -1,0 +1,59 @@
+// What a planner must know of a model on one rank: no tensors, only sizes and counts.
+// Bytes and flops are per microbatch; element counts are of this rank's part of the
+// model (its tensor-parallel piece, its pipeline stage).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace torchtitan::plan {
+
+// What becomes of gathered parameters between two uses.
+enum class Reshard {
+  kAlways,   // freed after every forward and every backward
+  kDefault,  // as kAlways, but kept where the very next segment to run needs them
+  kNever,    // kept from forward to backward of a microbatch as well
+};
+
+// Parameters that are gathered, reduced and stepped together.
+struct GroupShape {
+  std::string name;
+  int64_t numel;            // elements of the whole group, without padding
+  int64_t shard_numel;      // elements stored by one rank, with padding
+  int64_t shards;           // ranks that share the group; 1: never gathered
+  int64_t replicas;         // equal copies of each shard
+  int64_t master_bytes;     // per element of the stored parameters
+  int64_t compute_bytes;    // per element of the gathered parameters
+  int64_t reduce_bytes;     // per element of the gradients
+  int64_t optimizer_bytes;  // per element, of all the optimizer's states together
+  Reshard reshard_after_forward;
+  bool trainable;  // false: no gradient and no optimizer step
+};
+
+// A link of the model's chain.
+struct SegmentShape {
+  std::string name;
+  std::vector<int64_t> groups;  // indices of the parameter groups it uses
+  int64_t forward_flops;
+  int64_t backward_flops;           // without recomputation
+  int64_t input_bytes;              // tensors it is given; kept until its backward
+  int64_t output_bytes;             // tensors it hands to the next segment
+  int64_t saved_bytes;              // what forward keeps for backward beyond its inputs
+  int64_t forward_temporary_bytes;  // most that forward needs beyond all of these
+  int64_t backward_temporary_bytes;  // most that backward needs beyond all of these
+  bool recompute;                    // keep only the inputs, run forward again
+};
+
+struct StepShape {
+  std::vector<SegmentShape> segments;  // in forward order
+  std::vector<GroupShape> groups;
+  int64_t num_microbatches;
+};
+
+// Throws std::invalid_argument for a shape that no step can have: no segment, no
+// microbatch, a group index out of range or named twice by a segment, counts below 1,
+// negative sizes.
+void check(const StepShape& shape);
+
+}  // namespace torchtitan::plan
