@@ -2,3 +2,4 @@
 
 from . import config as config
 from . import core as core
+from . import storage as storage

@@ -1,0 +1,77 @@
+// How a checkpoint comes into being, is found again, and goes.
+//
+//   folder/step-10.tmp-<id>/   files are written here by all ranks, each made durable
+//   folder/step-10/            the same folder after manifest, fsync, rename, fsync
+//   folder/.trash-step-10-<id>/   renamed first, then deleted
+//
+// So a folder named step-N is complete or not there, whatever moment a process dies at;
+// nothing inside one is ever written again. Only one process calls commit(), purge() and
+// remove_leftovers() of a folder.
+//
+// A FaultHook is called between the steps with the name of the point reached; tests throw
+// or exit from it. An empty one is the normal case.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "storage/manifest.h"
+
+namespace torchtitan::storage {
+
+using FaultHook = std::function<void(std::string_view point)>;
+
+// Creates the folder where missing and the staging folder inside; returns its path.
+std::string create_staging(const std::string& folder, int64_t step,
+                           const std::string& id);
+
+// Deletes the staging folder of a save that failed.
+void discard_staging(const std::string& folder, int64_t step, const std::string& id);
+
+// Publishes the staging folder of manifest.step and manifest.id; returns the path of the
+// checkpoint, durable on return. Throws std::invalid_argument unless the staging folder
+// holds exactly the files of the manifest with their sizes, FileError if the system
+// refuses. An older checkpoint of the same step (damaged, or of a run that was abandoned)
+// is replaced in one atomic exchange where the file system can; a folder of that name
+// that holds no manifest is not ours and refused.
+std::string commit(const std::string& folder, const Manifest& manifest,
+                   const FaultHook& hook);
+
+// A folder named step-N.
+struct FoundCheckpoint {
+  int64_t step;
+  std::string path;
+  std::string problem;               // empty: manifest sound, all files have their size
+  std::optional<Manifest> manifest;  // set when there is no problem
+};
+
+struct FolderListing {
+  std::vector<FoundCheckpoint> checkpoints;  // with a problem first, then newest first
+  std::vector<std::string> ignored;  // names with "step-" that are no checkpoint folders
+};
+
+// Newest means saved last (Manifest::sequence), not the highest step: after going back to
+// step 100 beside old 200 and 300, a new 110 is the newest. A missing folder is empty.
+FolderListing list_checkpoints(const std::string& folder);
+
+// The checkpoint in this folder, whatever its name, as in list_checkpoints.
+FoundCheckpoint inspect_checkpoint(const std::string& path);
+
+// Compares size and SHA-256 of the files with index part, part + num_parts, .. of the
+// manifest. Throws std::invalid_argument that names file, expected and found.
+void verify_files(const std::string& path, const Manifest& manifest, int64_t part,
+                  int64_t num_parts);
+
+// Deletes the checkpoints in the line of ancestors of `head` (an id) that are older than
+// the keep_latest newest ones from which training can go on. Checkpoints of other lines,
+// damaged ones and foreign folders stay. Returns the steps deleted.
+std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
+                           const std::string& head, const FaultHook& hook);
+
+// Deletes what killed processes left: staging and trash folders. Returns their names.
+std::vector<std::string> remove_leftovers(const std::string& folder);
+
+}  // namespace torchtitan::storage

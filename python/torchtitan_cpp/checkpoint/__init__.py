@@ -1,0 +1,31 @@
+"""Checkpoints: saved whole or not at all, loadable into any layout, free of pickle."""
+
+from __future__ import annotations
+
+from torchtitan_cpp.checkpoint.agreement import CheckpointError
+from torchtitan_cpp.checkpoint.hugging_face import HuggingFaceFolder
+from torchtitan_cpp.checkpoint.manager import CheckpointManager
+from torchtitan_cpp.checkpoint.state import (
+    LoadedState,
+    Ranks,
+    SingleRank,
+    TensorEntry,
+    TrainingState,
+)
+from torchtitan_cpp.checkpoint.state_dict_adapter import (
+    BaseStateDictAdapter,
+    StateDictAdapter,
+)
+
+__all__ = [
+    "BaseStateDictAdapter",
+    "CheckpointError",
+    "CheckpointManager",
+    "HuggingFaceFolder",
+    "LoadedState",
+    "Ranks",
+    "SingleRank",
+    "StateDictAdapter",
+    "TensorEntry",
+    "TrainingState",
+]

@@ -1,0 +1,60 @@
+"""Ranks that succeed together or fail together with one text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from torchtitan_cpp.checkpoint.state import Json, Ranks
+
+Value = TypeVar("Value", bound=Json)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint was not saved or not loaded; the same text on all ranks."""
+
+
+def to_json(value: Json, *, where: str) -> str:
+    """JSON text of ``value``; ValueError names ``where`` for what JSON cannot hold."""
+    try:
+        return json.dumps(value, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: cannot be saved as JSON: {error}") from error
+
+
+def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Value]:
+    """Run ``action`` on every rank and return all results, in rank order.
+
+    Collective. Results travel as JSON.
+
+    Raises:
+        CheckpointError: on all ranks, if any rank's action raised, with the errors of
+            the ranks that failed (at most three are shown).
+    """
+    cause: Exception | None = None
+    try:
+        answer = to_json({"value": action()}, where=what)
+    except Exception as error:
+        cause = error
+        answer = json.dumps({"error": str(error) or type(error).__name__})
+    answers = [json.loads(data) for data in ranks.all_gather_bytes(answer.encode())]
+    errors = [
+        f"rank {rank}: {reply['error']}" if len(answers) > 1 else str(reply["error"])
+        for rank, reply in enumerate(answers)
+        if "error" in reply
+    ]
+    if errors:
+        more = f"; and {len(errors) - 3} more ranks" if len(errors) > 3 else ""
+        raise CheckpointError(f"{what}: {'; '.join(errors[:3])}{more}") from cause
+    return [reply["value"] for reply in answers]
+
+
+def on_first_rank(ranks: Ranks, what: str, action: Callable[[], Value]) -> Value:
+    """Run ``action`` on rank 0 only; all ranks get its result or its error."""
+
+    def act() -> Value | None:
+        return action() if ranks.rank == 0 else None
+
+    result: Value = all_agree(ranks, what, act)[0]  # type: ignore[assignment]  # rank 0
+    return result

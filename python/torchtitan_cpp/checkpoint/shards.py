@@ -1,0 +1,167 @@
+"""A rank's boxes: written to its own safetensors file, read from anybody's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.manifest import StoredBox, StoredFile, StoredTensor
+from torchtitan_cpp.checkpoint.state import Json, TensorEntry
+
+
+def shard_name(rank: int) -> str:
+    """File of a rank."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def write_shard(
+    folder: str,
+    rank: int,
+    entries: Sequence[TensorEntry],
+    *,
+    export_dtype: torch.dtype | None,
+) -> dict[str, Json]:
+    """Write the boxes that this rank is the writer of; durable on return.
+
+    Args:
+        export_dtype: floating-point tensors are cast to it; None keeps all dtypes.
+    Returns:
+        A report for ``collect_shards``: ``file`` (None when there is nothing to write)
+        and ``tensors``.
+    """
+    written = [entry for entry in entries if entry.is_writer]
+    # Wider dtypes first, so that every tensor of the file is aligned.
+    written.sort(key=lambda entry: -_stored_dtype(entry, export_dtype).itemsize)
+    keys: dict[str, int] = {}
+    boxes: list[tuple[str, TensorEntry]] = []
+    reports: list[dict[str, Json]] = []
+    for entry in written:
+        count = keys[entry.name] = keys.get(entry.name, 0) + 1
+        key = entry.name if count == 1 else f"{entry.name}#{count}"
+        reports.append(
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "dtype": _C.storage.dtype_name(_stored_dtype(entry, export_dtype)),
+                "shape": entry.global_shape,
+                "key": key,
+                "offset": entry.offset,
+                "size": entry.size,
+            }
+        )
+        if entry.numel > 0:
+            boxes.append((key, entry))
+    if not boxes:
+        return {"file": None, "tensors": reports}
+    name = shard_name(rank)
+    writer = _C.storage.SafetensorsWriter(
+        os.path.join(folder, name),
+        [(key, _stored_dtype(e, export_dtype), e.size) for key, e in boxes],
+        metadata={},
+    )
+    for key, entry in boxes:
+        dtype = _stored_dtype(entry, export_dtype)
+        writer.append(key, entry.local.detach().to("cpu", dtype).contiguous())
+    size_bytes, sha256 = writer.finish()
+    file: dict[str, Json] = {"name": name, "size_bytes": size_bytes, "sha256": sha256}
+    return {"file": file, "tensors": reports}
+
+
+def collect_shards(
+    reports: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[StoredFile, ...], dict[str, StoredTensor]]:
+    """Files and tensors of a manifest from the reports of all ranks.
+
+    Raises:
+        ValueError: if two ranks describe one tensor differently.
+    """
+    files: list[StoredFile] = []
+    heads: dict[str, tuple[Any, ...]] = {}
+    boxes: dict[str, list[StoredBox]] = {}
+    for rank, report in enumerate(reports):
+        if report["file"] is not None:
+            files.append(StoredFile(**report["file"]))
+        for tensor in report["tensors"]:
+            name = tensor["name"]
+            head = (tensor["kind"], tensor["dtype"], tuple(tensor["shape"]))
+            if heads.setdefault(name, head) != head:
+                raise ValueError(
+                    f"{name}: rank {rank} has {head}, a rank before it {heads[name]}"
+                )
+            held = boxes.setdefault(name, [])
+            if 0 not in tensor["size"]:
+                held.append(
+                    StoredBox(
+                        file=len(files) - 1,
+                        key=tensor["key"],
+                        offset=tuple(tensor["offset"]),
+                        size=tuple(tensor["size"]),
+                    )
+                )
+    tensors = {
+        name: StoredTensor(kind=kind, dtype=dtype, shape=shape, boxes=tuple(boxes[name]))
+        for name, (kind, dtype, shape) in heads.items()
+    }
+    return tuple(files), tensors
+
+
+class ShardReader:
+    """Reads boxes of the tensors of a checkpoint; keeps the files it used open."""
+
+    def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
+        self._folder = folder
+        self._files = files
+        self._readers: dict[int, _C.storage.SafetensorsReader] = {}
+        self._dtypes: dict[int, dict[str, torch.dtype]] = {}
+
+    def fill(self, entry: TensorEntry, stored: StoredTensor) -> None:
+        """Fill the entry's local tensor, cast where its dtype is another."""
+        if entry.numel == 0 or not stored.boxes:
+            return
+        first = stored.boxes[0]
+        self._reader(first.file)
+        dtype = self._dtypes[first.file][first.key]
+        local = entry.local.detach()
+        is_direct = local.device.type == "cpu" and local.dtype == dtype
+        target = local if is_direct else torch.empty(entry.size, dtype=dtype)
+        for box in stored.boxes:
+            self._copy(box, entry, target)
+        if not is_direct:
+            local.copy_(target)
+
+    def _copy(self, box: StoredBox, entry: TensorEntry, out: torch.Tensor) -> None:
+        """Copy the intersection of a stored box and the entry's box."""
+        low = [max(a, b) for a, b in zip(box.offset, entry.offset, strict=True)]
+        high = [
+            min(a + m, b + n)
+            for a, m, b, n in zip(
+                box.offset, box.size, entry.offset, entry.size, strict=True
+            )
+        ]
+        size = [h - start for start, h in zip(low, high, strict=True)]
+        if any(s <= 0 for s in size):
+            return
+        self._reader(box.file).read_box(
+            box.key,
+            out,
+            offset=[start - o for start, o in zip(low, box.offset, strict=True)],
+            size=size,
+            out_offset=[start - o for start, o in zip(low, entry.offset, strict=True)],
+        )
+
+    def _reader(self, file: int) -> _C.storage.SafetensorsReader:
+        if file not in self._readers:
+            path = os.path.join(self._folder, self._files[file].name)
+            reader = self._readers[file] = _C.storage.SafetensorsReader(path)
+            self._dtypes[file] = {k: dtype for k, (dtype, _) in reader.entries.items()}
+        return self._readers[file]
+
+
+def _stored_dtype(entry: TensorEntry, export_dtype: torch.dtype | None) -> torch.dtype:
+    if export_dtype is None or not entry.local.is_floating_point():
+        return entry.local.dtype
+    return export_dtype

@@ -1,0 +1,345 @@
+#include "storage/commit.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <random>
+
+#include "base/errors.h"
+#include "storage/safetensors_file.h"
+#include "storage/temporary_folder.h"
+
+namespace torchtitan::storage {
+namespace {
+
+namespace fs = std::filesystem;
+using base::Json;
+
+std::string id_of(int64_t number) {
+  std::string digits = std::to_string(number);
+  return std::string(16 - digits.size(), '0') + digits;
+}
+
+struct Save {
+  int64_t step, sequence, parent;  // parent: sequence of the one it went on from, 0: none
+  Content content = Content::kTraining;
+};
+
+// One scalar tensor whose value is the sequence number.
+void save(const std::string& folder, const Save& what, const FaultHook& hook = {}) {
+  const std::string id = id_of(what.sequence);
+  const std::string staging = create_staging(folder, what.step, id);
+  SafetensorsWriter writer(staging + "/rank-00000.safetensors", {{"w", Dtype::kI64, {}}},
+                           {});
+  writer.append("w", std::as_bytes(std::span(&what.sequence, 1)));
+  commit(folder,
+         {.step = what.step,
+          .id = id,
+          .parent = what.parent == 0 ? "" : id_of(what.parent),
+          .sequence = what.sequence,
+          .content = what.content,
+          .world_size = 1,
+          .config_hash = "",
+          .torch_version = "",
+          .torchtitan_cpp_version = "",
+          .files = {writer.finish()},
+          .tensors = {{"w", "model", Dtype::kI64, {}, {{0, "w", {{}, {}}}}}},
+          .scalars = Json::Object{},
+          .gathered = Json::Object{}},
+         hook);
+}
+
+// "300!,110,200": steps in the listing's order, ! for a problem.
+std::string steps_of(const FolderListing& listing) {
+  std::string text;
+  for (const FoundCheckpoint& found : listing.checkpoints) {
+    text += base::message(text.empty() ? "" : ",", found.step, found.manifest ? "" : "!");
+  }
+  return text;
+}
+
+std::string steps_in(const std::string& folder) {
+  return steps_of(list_checkpoints(folder));
+}
+
+// Value of the newest sound checkpoint after all its checksums were compared; 0: none.
+int64_t newest_value(const std::string& folder) {
+  for (const FoundCheckpoint& found : list_checkpoints(folder).checkpoints) {
+    if (!found.manifest) continue;
+    verify_files(found.path, *found.manifest, 0, 1);
+    int64_t value = 0;
+    SafetensorsReader(found.path + "/rank-00000.safetensors")
+        .read_box("w", {{}, {}}, {std::as_writable_bytes(std::span(&value, 1)), {}, {}});
+    EXPECT_EQ(value, found.manifest->sequence);
+    return value;
+  }
+  return 0;
+}
+
+TEST(Commit, MakesACheckpointThatIsFoundAndVerifies) {
+  const TemporaryFolder root;
+  const std::string folder = root / "deep/checkpoint";
+  EXPECT_EQ(steps_in(folder), "");
+  save(folder, {.step = 10, .sequence = 1, .parent = 0});
+  save(folder, {.step = 9, .sequence = 2, .parent = 1});
+  EXPECT_EQ(steps_in(folder), "9,10");  // newest is what was saved last
+  EXPECT_EQ(newest_value(folder), 2);
+}
+
+TEST(Commit, RefusesAStagingFolderThatIsNotWhatTheManifestSays) {
+  const TemporaryFolder folder;
+  const auto attempt = [&](int64_t sequence, auto change) -> std::string {
+    const auto hook = [&](std::string_view point) {
+      if (point == "before manifest") throw std::runtime_error("reached");
+    };
+    const std::string staging = folder / ("step-1.tmp-" + id_of(sequence));
+    const std::string id = id_of(sequence);
+    create_staging(folder.path(), 1, id);
+    write_text(staging + "/a", "12345");
+    Manifest manifest{.step = 1, .id = id, .parent = "", .sequence = sequence,
+                      .content = Content::kHuggingFace, .world_size = 1,
+                      .config_hash = "", .torch_version = "",
+                      .torchtitan_cpp_version = "", .files = {hash_file(staging, "a")},
+                      .tensors = {}, .scalars = Json::Object{},
+                      .gathered = Json::Object{}};
+    change(staging, manifest);
+    try {
+      commit(folder.path(), manifest, hook);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  const auto none = [](const std::string&, Manifest&) {};
+  EXPECT_EQ(attempt(1, none), "reached");
+  EXPECT_NE(attempt(2, [](const std::string& staging, Manifest&) {
+              write_text(staging + "/b", "");
+            }).find("holds \"b\""), std::string::npos);
+  EXPECT_NE(attempt(3, [](const std::string& staging, Manifest&) {
+              fs::remove(staging + "/a");
+            }).find("a: missing"), std::string::npos);
+  EXPECT_NE(attempt(4, [](const std::string& staging, Manifest&) {
+              fs::resize_file(staging + "/a", 4);
+            }).find("expected 5 bytes, found 4"), std::string::npos);
+  EXPECT_EQ(steps_in(folder.path()), "");
+}
+
+// A process that exits at any point of a save, of one that replaces, and of a purge.
+TEST(Commit, DyingAtAnyPointNeverLosesAnAcknowledgedCheckpoint) {
+  const char* const points[] = {"before manifest", "manifest written", "before rename",
+                                "renamed",         "exchanged",        "replaced",
+                                "durable",         "purge renamed",    "purge deleted"};
+  for (const bool replaces : {false, true}) {
+    for (const std::string point : points) {
+      const TemporaryFolder folder;
+      for (int64_t i = 1; i <= 3; ++i) {
+        save(folder.path(), {.step = i, .sequence = i, .parent = i - 1});
+      }
+      const pid_t child = fork();
+      ASSERT_GE(child, 0);
+      if (child == 0) {
+        const auto die = [&](std::string_view reached) {
+          if (reached == point) _exit(42);
+        };
+        save(folder.path(), {.step = replaces ? 3 : 4, .sequence = 4, .parent = 3}, die);
+        purge(folder.path(), 2, id_of(4), die);
+        _exit(0);
+      }
+      int status = 0;
+      ASSERT_EQ(waitpid(child, &status, 0), child);
+      const bool other_path = replaces ? point == "renamed"
+                                       : point == "exchanged" || point == "replaced";
+      // Where step 3 was replaced, its own parent is gone from the line of step 4.
+      const bool no_purge = replaces && point.starts_with("purge");
+      ASSERT_EQ(WEXITSTATUS(status), other_path || no_purge ? 0 : 42) << point;
+      const int64_t newest = newest_value(folder.path());
+      EXPECT_GE(newest, 3) << point;
+      for (const auto& found : list_checkpoints(folder.path()).checkpoints) {
+        EXPECT_EQ(found.problem, "");
+      }
+      // The next save cleans up and works.
+      remove_leftovers(folder.path());
+      save(folder.path(), {.step = 5, .sequence = 5, .parent = newest});
+      EXPECT_EQ(newest_value(folder.path()), 5);
+      for (const auto& entry : fs::directory_iterator(folder.path())) {
+        EXPECT_TRUE(entry.path().filename().string().starts_with("step-"));
+        EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos);
+      }
+    }
+  }
+}
+
+TEST(Commit, FailureLeavesOlderCheckpointsAndCanBeDiscarded) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 1, .sequence = 1, .parent = 0});
+  const auto fail = [](std::string_view point) {
+    if (point == "manifest written") throw std::runtime_error("disk");
+  };
+  EXPECT_THROW(save(folder.path(), {.step = 2, .sequence = 2, .parent = 1}, fail),
+               std::runtime_error);
+  EXPECT_EQ(newest_value(folder.path()), 1);
+  discard_staging(folder.path(), 2, id_of(2));
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(Commit, ReplacesADamagedCheckpointButNeverAForeignFolder) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});
+  fs::resize_file(folder / "step-7/rank-00000.safetensors", 3);
+  EXPECT_EQ(steps_in(folder.path()), "7!");
+  save(folder.path(), {.step = 7, .sequence = 2, .parent = 0});
+  EXPECT_EQ(newest_value(folder.path()), 2);
+
+  fs::create_directory(folder / "step-8");
+  write_text(folder / "step-8/notes", "mine");
+  EXPECT_THROW(save(folder.path(), {.step = 8, .sequence = 3, .parent = 2}),
+               std::invalid_argument);
+  EXPECT_EQ(read_text(folder / "step-8/notes", 10), "mine");
+}
+
+TEST(List, TakesOnlyRealFoldersNamedStepN) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 3, .sequence = 1, .parent = 0});
+  for (const char* const name : {"step-9.bak", "old-step-99", "step-09", "step-",
+                                 "step--1", "step-+1", "step-1e3", "step-4 ",
+                                 "step-99999999999999999999", "Step-5"}) {
+    fs::copy(folder / "step-3", folder / name, fs::copy_options::recursive);
+  }
+  fs::create_directory_symlink(folder / "step-3", folder / "step-50");
+  write_text(folder / "step-60", "a file");
+  fs::create_directory(folder / "step-70");
+  save(folder.path(), {.step = 2, .sequence = 2, .parent = 1});
+  const FolderListing listing = list_checkpoints(folder.path());
+  EXPECT_EQ(steps_of(listing), "70!,2,3");
+  EXPECT_EQ(listing.checkpoints[0].problem, folder / "step-70: holds no manifest.json");
+  EXPECT_EQ(listing.ignored.size(), 11u);  // all but "Step-5"
+}
+
+TEST(List, NoticesARenamedCheckpoint) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 3, .sequence = 1, .parent = 0});
+  fs::rename(folder / "step-3", folder / "step-300");
+  EXPECT_EQ(steps_in(folder.path()), "300!");
+}
+
+TEST(Verify, FindsEveryFlippedBitAndTruncation) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 1, .sequence = 1, .parent = 0});
+  std::mt19937 random(4);
+  for (const std::string name :
+       {"rank-00000.safetensors", "manifest.json", "manifest.sha256"}) {
+    const std::string path = folder / ("step-1/" + name);
+    const std::string good = read_text(path, 1 << 20);
+    const auto is_detected = [&](const std::string& text) {
+      fs::remove(path);
+      write_text(path, text);
+      const FoundCheckpoint found = list_checkpoints(folder.path()).checkpoints[0];
+      if (!found.manifest) return true;
+      try {
+        verify_files(found.path, *found.manifest, 0, 1);
+      } catch (const std::invalid_argument&) {
+        return true;
+      }
+      return false;
+    };
+    EXPECT_FALSE(is_detected(good));
+    for (int trial = 0; trial < 100; ++trial) {
+      std::string bad = good;
+      const size_t bit = random() % (bad.size() * 8);
+      bad[bit / 8] = static_cast<char>(bad[bit / 8] ^ 1 << bit % 8);
+      EXPECT_TRUE(is_detected(bad)) << name << " bit " << bit;
+    }
+    for (size_t length = 0; length < good.size(); length += 1 + good.size() / 20) {
+      EXPECT_TRUE(is_detected(good.substr(0, length))) << name << " to " << length;
+    }
+    is_detected(good);
+  }
+}
+
+TEST(Purge, KeepsTheNewestOfTheLineAndWhatIsNotItsOwn) {
+  const TemporaryFolder folder;
+  // 100 200 300, back to 100, then 110 120 130: two lines from 100 on.
+  save(folder.path(), {.step = 100, .sequence = 1, .parent = 0});
+  save(folder.path(), {.step = 200, .sequence = 2, .parent = 1});
+  save(folder.path(), {.step = 300, .sequence = 3, .parent = 2});
+  save(folder.path(), {.step = 110, .sequence = 4, .parent = 1});
+  EXPECT_EQ(newest_value(folder.path()), 4);
+  EXPECT_EQ(purge(folder.path(), 2, id_of(4), {}), std::vector<int64_t>{});
+  save(folder.path(), {.step = 120, .sequence = 5, .parent = 4});
+  save(folder.path(), {.step = 130, .sequence = 6, .parent = 5});
+  fs::create_directory(folder / "step-5");
+  EXPECT_EQ(purge(folder.path(), 2, id_of(6), {}), (std::vector<int64_t>{100, 110}));
+  EXPECT_EQ(steps_in(folder.path()), "5!,130,120,300,200");
+}
+
+TEST(Purge, CountsOnlyCheckpointsThatTrainingCanGoOnFrom) {
+  const TemporaryFolder folder;
+  for (int64_t i = 1; i <= 3; ++i) {
+    save(folder.path(), {.step = i, .sequence = i, .parent = i - 1});
+  }
+  save(folder.path(),
+       {.step = 4, .sequence = 4, .parent = 3, .content = Content::kModel});
+  EXPECT_EQ(purge(folder.path(), 1, id_of(4), {}), (std::vector<int64_t>{1, 2}));
+  EXPECT_EQ(steps_in(folder.path()), "4,3");
+}
+
+TEST(Leftovers, OnlyFoldersOfItsOwnNamesAreRemoved) {
+  const TemporaryFolder folder;
+  const std::string id = id_of(1);
+  for (const std::string& name :
+       {"step-1.tmp-" + id, ".trash-step-2-" + id, std::string("step-1.tmp-short"),
+        std::string(".trash-mine"), "mine-step-1.tmp-" + id}) {
+    fs::create_directory(folder / name);
+  }
+  const TemporaryFolder elsewhere;
+  write_text(elsewhere / "keep", "x");
+  fs::create_directory_symlink(elsewhere.path(), folder / ("step-5.tmp-" + id));
+  fs::create_directory_symlink(elsewhere.path(), folder / ("step-1.tmp-" + id + "/link"));
+  EXPECT_EQ(remove_leftovers(folder.path()),
+            (std::vector<std::string>{".trash-step-2-" + id, "step-1.tmp-" + id}));
+  EXPECT_TRUE(fs::exists(elsewhere / "keep"));
+  EXPECT_TRUE(fs::exists(folder / ".trash-mine"));
+}
+
+TEST(PlainName, RefusesEveryWayOutOfTheFolder) {
+  for (const std::string name :
+       {"", ".", "..", "../a", "a/b", "/a", "a/../b", "~", "~/a", ".hidden", "a\n", "a/"}) {
+    EXPECT_THROW(check_plain_name(name, "x"), std::invalid_argument) << name;
+  }
+  EXPECT_THROW(check_plain_name(std::string("a\0b", 3), "x"), std::invalid_argument);
+  EXPECT_THROW(check_plain_name(std::string(256, 'a'), "x"), std::invalid_argument);
+  EXPECT_NO_THROW(check_plain_name("model-00001-of-00002.safetensors", "x"));
+}
+
+TEST(File, AFullDiskIsAnErrorWithPathAndReason) {
+  try {
+    File full = File::open_for_reading("/dev/full");
+    FAIL() << "not a regular file";
+  } catch (const std::invalid_argument&) {
+  }
+  const TemporaryFolder folder;
+  const rlimit limit{1000, 1000};
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    try {
+      write_text(folder / "large", std::string(5000, 'x'));
+    } catch (const FileError& error) {
+      const std::string text = error.what();
+      _exit(error.code() == EFBIG && text.find("large: cannot write") != text.npos ? 7 : 1);
+    }
+    _exit(2);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+}
+
+}  // namespace
+}  // namespace torchtitan::storage
