@@ -18,6 +18,19 @@ file(STRINGS "${TORCHTITAN_TORCH_ROOT}/version.py" version_line REGEX "^__versio
 string(REGEX MATCH "[0-9][^'\"]*" TORCHTITAN_TORCH_VERSION "${version_line}")
 message(STATUS "torch ${TORCHTITAN_TORCH_VERSION} at ${TORCHTITAN_TORCH_ROOT}")
 
+# Paths inside the torch of an earlier configuration would win over this one.
+if(DEFINED CACHE{TORCHTITAN_TORCH_SEEN} AND
+   NOT TORCHTITAN_TORCH_SEEN STREQUAL TORCHTITAN_TORCH_ROOT)
+  get_cmake_property(names CACHE_VARIABLES)
+  foreach(name ${names})
+    string(FIND "${${name}}" "${TORCHTITAN_TORCH_SEEN}/" position)
+    if(position EQUAL 0)
+      unset(${name} CACHE)
+    endif()
+  endforeach()
+endif()
+set(TORCHTITAN_TORCH_SEEN "${TORCHTITAN_TORCH_ROOT}" CACHE INTERNAL "")
+
 set(Torch_DIR "${TORCHTITAN_TORCH_ROOT}/share/cmake/Torch")
 find_package(Torch REQUIRED CONFIG)
 find_library(TORCH_PYTHON_LIBRARY torch_python REQUIRED NO_DEFAULT_PATH

@@ -4,8 +4,8 @@ A C++ extension works only with the torch it was compiled against. pip builds in
 an isolated environment, where the torch of the target environment is hidden;
 asking for torch there would fetch a second one. So this backend looks for the
 torch of the environment that is being installed into (or named by the variable
-``TORCHTITAN_TORCH_ROOT``), hands its folder to CMake, and writes its version into the package's
-dependencies. Only where there is none does it ask for the pinned one.
+``TORCHTITAN_TORCH_ROOT``), hands its folder to CMake, and writes its version into the
+package's dependencies. Only where there is none does it ask for the pinned one.
 
 It is also the dynamic-metadata provider of scikit-build-core for
 ``project.dependencies`` (see ``pyproject.toml``).
@@ -71,7 +71,7 @@ def dynamic_metadata(
 
 
 def dynamic_wheel(settings: Mapping[str, Any]) -> dict[str, bool]:
-    """scikit-build-core's hook: fields that a wheel may fill otherwise than an sdist."""
+    """scikit-build-core's hook: fields that differ between an sdist and its wheels."""
     return {"dependencies": True}
 
 

@@ -105,9 +105,7 @@ def read_cmake(root: Path) -> dict[str, Layer]:
             elif keyword == "DEPS":
                 deps.append(word)
         line = text.count("\n", 0, call.start()) + 1
-        layers[name] = Layer(
-            line=line, torch="NO_TORCH" not in words, deps=tuple(deps)
-        )
+        layers[name] = Layer(line=line, torch="NO_TORCH" not in words, deps=tuple(deps))
     return layers
 
 

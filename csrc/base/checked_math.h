@@ -11,13 +11,15 @@ namespace torchtitan::base {
 
 inline int64_t checked_add(int64_t a, int64_t b) {
   int64_t result = 0;
-  check_value(!__builtin_add_overflow(a, b, &result), "integer overflow: ", a, " + ", b);
+  check_value(!__builtin_add_overflow(a, b, &result), "integer overflow: ", a, " + ",
+              b);
   return result;
 }
 
 inline int64_t checked_mul(int64_t a, int64_t b) {
   int64_t result = 0;
-  check_value(!__builtin_mul_overflow(a, b, &result), "integer overflow: ", a, " * ", b);
+  check_value(!__builtin_mul_overflow(a, b, &result), "integer overflow: ", a, " * ",
+              b);
   return result;
 }
 

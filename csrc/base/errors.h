@@ -1,7 +1,8 @@
 // Errors of the LibTorch-free layers, and the one way to build their texts.
 //
 // check_value  is for what a user gave: throws std::invalid_argument, which Python sees
-//              as ValueError. The text says where, what was expected and what was found.
+//              as ValueError. The text says where, what was expected and what was
+//              found.
 #pragma once
 
 #include <sstream>
