@@ -32,12 +32,18 @@ from torchtitan_cpp.config.job_config import (
     Validation,
 )
 from torchtitan_cpp.config.load import (
+    ConfigManager,
     Loaded,
     config_from_dict,
     load_config,
     read_config,
 )
-from torchtitan_cpp.config.precision import compute_dtype, reduce_dtype, state_dtype
+from torchtitan_cpp.config.precision import (
+    TORCH_DTYPE_MAP,
+    compute_dtype,
+    reduce_dtype,
+    state_dtype,
+)
 from torchtitan_cpp.config.problems import ConfigError, Origin, Problem
 from torchtitan_cpp.config.rules import data_parallel_degree
 
@@ -47,6 +53,7 @@ __all__ = [
     "Comm",
     "Compile",
     "ConfigError",
+    "ConfigManager",
     "DataLoader",
     "Debug",
     "Experimental",
@@ -64,6 +71,7 @@ __all__ = [
     "Problem",
     "Profiling",
     "Quantize",
+    "TORCH_DTYPE_MAP",
     "Training",
     "Validation",
     "check_run",

@@ -4,22 +4,20 @@ group exists."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torchtitan_cpp.config.inputs import missing_inputs
 from torchtitan_cpp.config.job_config import JobConfig
-from torchtitan_cpp.config.load import Loaded
+from torchtitan_cpp.config.load import Loaded, from_python
 from torchtitan_cpp.config.problems import (
-    CODE,
+    DEFAULT,
     ConfigError,
-    Origin,
     Problem,
     did_you_mean,
 )
 from torchtitan_cpp.config.rules import RULES, RUN_RULES, Rule, Run
-from torchtitan_cpp.config.schema import schema_of
 from torchtitan_cpp.config.supported import NOT_SUPPORTED_YET
-from torchtitan_cpp.config.values import Mismatch, checked
+from torchtitan_cpp.config.values import printed
 
 Known = Mapping[str, Collection[str]]
 """Registered names by field, e.g. ``{"model.name": ["llama3"]}``."""
@@ -31,8 +29,8 @@ def check_run(
     world_size: int,
     device: Literal["cpu", "cuda"] = "cpu",
     known: Known | None = None,
-) -> None:
-    """Raise all reasons not to start this run.
+) -> JobConfig:
+    """The configuration to run, or all reasons not to start at once.
 
     Args:
         given: what ``read_config`` or ``load_config`` returned, with the origins of its
@@ -41,12 +39,16 @@ def check_run(
         device: kind of device of each rank.
         known: names that some fields may have, where only the caller knows them: models
             and flavors, optimizers, datasets.
+    Returns:
+        The configuration, with old names and package paths resolved.
     Raises:
         ConfigError: a ValueError that lists every problem with where it was given.
     """
-    problems = run_problems(given, world_size=world_size, device=device, known=known)
+    loaded = given if isinstance(given, Loaded) else from_python(given)
+    problems = run_problems(loaded, world_size=world_size, device=device, known=known)
     if problems:
         raise ConfigError(problems)
+    return loaded.config
 
 
 def run_problems(
@@ -57,7 +59,7 @@ def run_problems(
     known: Known | None = None,
 ) -> list[Problem]:
     """The problems that ``check_run`` raises."""
-    loaded = given if isinstance(given, Loaded) else _made_in_python(given)
+    loaded = given if isinstance(given, Loaded) else from_python(given)
     run = Run(config=loaded.config, world_size=world_size, device=device)
     problems = [
         *loaded.problems,
@@ -66,10 +68,7 @@ def run_problems(
         *unsupported(loaded),
     ]
     if loaded.config.comm.mode != "fake_backend":
-        problems += [
-            Problem(field=name, origin=loaded.origin(name), message=message, hint=hint)
-            for name, message, hint in missing_inputs(loaded.config)
-        ]
+        problems += missing_inputs(loaded)
     return problems
 
 
@@ -84,8 +83,8 @@ def unsupported(loaded: Loaded) -> list[Problem]:
     problems = []
     for row in NOT_SUPPORTED_YET:
         if row.needed(loaded.config):
-            value = value_of(loaded.config, row.field)
-            message = f"not supported yet: {row.what} (found {value!r})"
+            found = printed(loaded.value(row.field))
+            message = f"not supported yet: {row.what} (found {found})"
             problems.append(
                 Problem(
                     field=row.field,
@@ -97,23 +96,17 @@ def unsupported(loaded: Loaded) -> list[Problem]:
     return problems
 
 
-def value_of(config: JobConfig, name: str) -> Any:
-    """The value of the field with this dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _broken(loaded: Loaded, rules: Iterable[Rule], run: Run) -> list[Problem]:
     problems = []
     for rule in rules:
         message = rule.found(run)
         if message is not None:
+            places = [loaded.origin(n) for n in (rule.field, *rule.given_with)]
+            given = [origin for origin in places if origin is not DEFAULT]
             problems.append(
                 Problem(
                     field=rule.field,
-                    origin=loaded.origin(rule.field),
+                    origin=given[0] if given else DEFAULT,
                     message=message,
                     hint=rule.hint,
                 )
@@ -124,7 +117,7 @@ def _broken(loaded: Loaded, rules: Iterable[Rule], run: Run) -> list[Problem]:
 def _unknown_names(loaded: Loaded, known: Known) -> list[Problem]:
     problems = []
     for field, names in known.items():
-        value = value_of(loaded.config, field)
+        value = loaded.value(field)
         if value not in names:
             listed = ", ".join(sorted(names))
             problems.append(
@@ -136,18 +129,3 @@ def _unknown_names(loaded: Loaded, known: Known) -> list[Problem]:
                 )
             )
     return problems
-
-
-def _made_in_python(config: JobConfig) -> Loaded:
-    schema = schema_of(type(config))
-    origins: dict[str, Origin] = {}
-    problems: list[Problem] = []
-    for name, field in schema.fields.items():
-        value = value_of(config, name)
-        if value != field.default:
-            origins[name] = CODE
-        try:
-            checked(field.kind, value)
-        except Mismatch as mismatch:
-            problems.append(mismatch.problem(name, CODE))
-    return Loaded(config=config, origins=origins, problems=tuple(problems))

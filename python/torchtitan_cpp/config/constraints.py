@@ -8,7 +8,6 @@ the field says ``MayBeInfinite``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -79,19 +78,6 @@ class Matching:
 
     def __str__(self) -> str:
         return self.form
-
-
-@dataclass(frozen=True)
-class EachOneOf:
-    """A list whose items are all among a few words."""
-
-    choices: tuple[str, ...]
-
-    def allows(self, value: object) -> bool:
-        return isinstance(value, Sequence) and set(value) <= set(self.choices)
-
-    def __str__(self) -> str:
-        return "items among " + ", ".join(repr(choice) for choice in self.choices)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchtitan_cpp.config.check import contradictions, unsupported, value_of
+from torchtitan_cpp.config.check import contradictions, unsupported
 from torchtitan_cpp.config.help import printed
 from torchtitan_cpp.config.inputs import missing_inputs
 from torchtitan_cpp.config.load import Loaded
@@ -19,15 +19,11 @@ def explain(loaded: Loaded) -> str:
         if head != section:
             section = head
             lines += ["", f"[{section}]"]
-        value = f"{leaf} = {printed(value_of(loaded.config, name))}"
+        value = f"{leaf} = {printed(loaded.value(name))}"
         lines.append(f"{value:<44}  # {loaded.origin(name)}")
-    missing = [
-        f"{loaded.origin(name)}: {name}: {message}; {hint}"
-        for name, message, hint in missing_inputs(loaded.config)
-    ]
     for title, found in (
         ("Notes", loaded.notes),
-        ("Missing files", missing),
+        ("Missing files", missing_inputs(loaded)),
         ("Not supported yet", unsupported(loaded)),
         ("Problems", [*loaded.problems, *contradictions(loaded)]),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING
 
-from torchtitan_cpp.config.schema import Schema
+from torchtitan_cpp.config.schema import Schema, documentation
 from torchtitan_cpp.config.values import expected, is_boolean
 
 _HEAD = """\
@@ -25,6 +25,7 @@ was given and what is not supported yet: python -m torchtitan_cpp.config [flags]
 def help_text(schema: Schema) -> str:
     """All fields of ``schema``, section by section."""
     lines = [_HEAD]
+    docs = documentation(schema)
     section = ""
     for name, field in schema.fields.items():
         if name.rpartition(".")[0] != section:
@@ -38,8 +39,8 @@ def help_text(schema: Schema) -> str:
         kind = "flag" if is_boolean(field.kind) else expected(field.kind)
         default = "required" if field.default is MISSING else printed(field.default)
         lines.append(f"  --{name}  ({kind}; default {default})")
-        if field.doc:
-            lines.append(f"      {field.doc}")
+        if name in docs:
+            lines.append(f"      {docs[name]}")
     return "\n".join(lines)
 
 

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchtitan_cpp.config.job_config import JobConfig
+from torchtitan_cpp.config.load import Loaded
+from torchtitan_cpp.config.problems import Problem
 
 OUR_TOKENIZER = "package:torchtitan_cpp/assets/tokenizer"
 OUR_DATASET = "python_stdlib"
 C4_TEST = "tests/assets/c4_test"
 """Where the dataset c4_test lies in a checkout of torchtitan."""
 
-_REMEDY = (
+_TORCHTITAN_TOKENIZER = "tests/assets/tokenizer"
+_OURS = (
     f"this package has its own: --training.dataset {OUR_DATASET} "
     f"--model.hf_assets_path {OUR_TOKENIZER}"
 )
+_DOWNLOAD = "scripts/download_hf_assets.py fetches tokenizers and weights"
 
 
-def missing_inputs(config: JobConfig) -> list[tuple[str, str, str]]:
-    """Field, message and hint for each input that is not there."""
-    missing: list[tuple[str, str, str]] = []
-    assets = config.model.hf_assets_path
+def missing_inputs(loaded: Loaded) -> list[Problem]:
+    """A problem for each input that is not there."""
+    if any(problem.field == "job.config_file" for problem in loaded.problems):
+        return []  # what the file would have said is not known
+    missing: list[Problem] = []
+
+    def refuse(field: str, message: str, hint: str) -> None:
+        origin = loaded.origin(field)
+        missing.append(Problem(field=field, origin=origin, message=message, hint=hint))
+
+    assets = loaded.config.model.hf_assets_path
     if assets.endswith("tokenizer.model"):
-        hint = "scripts/download_hf_assets.py fetches one"
         message = f"expected a folder with tokenizer.json, found {assets!r}"
-        missing.append(("model.hf_assets_path", message, hint))
+        refuse("model.hf_assets_path", message, _DOWNLOAD)
     elif not Path(assets).exists():
-        message = f"no such folder: {assets!r}"
-        missing.append(("model.hf_assets_path", message, _REMEDY))
-    training = config.training
-    if training.dataset == "c4_test":
-        path = training.dataset_path or C4_TEST
-        if not Path(path).exists():
-            field = (
-                "training.dataset_path" if training.dataset_path else "training.dataset"
-            )
-            message = f"no such folder: {path!r} (of dataset 'c4_test')"
-            missing.append((field, message, _REMEDY))
+        hint = _OURS if assets.endswith(_TORCHTITAN_TOKENIZER) else _DOWNLOAD
+        refuse("model.hf_assets_path", f"no such folder: {assets!r}", hint)
+    training = loaded.config.training
+    path = training.dataset_path or C4_TEST
+    if training.dataset == "c4_test" and not Path(path).exists():
+        field = "training.dataset_path" if training.dataset_path else "training.dataset"
+        refuse(field, f"no such folder: {path!r} (of dataset 'c4_test')", _OURS)
     return missing

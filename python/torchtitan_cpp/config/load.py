@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torchtitan_cpp.config.flags import HELP, peek, read_flags
 from torchtitan_cpp.config.help import help_text
 from torchtitan_cpp.config.job_config import JobConfig
 from torchtitan_cpp.config.merge import merge_module
+from torchtitan_cpp.config.package_path import resolve_package_path
 from torchtitan_cpp.config.problems import (
     CODE,
     DEFAULT,
@@ -21,7 +22,7 @@ from torchtitan_cpp.config.problems import (
     Problem,
     Values,
 )
-from torchtitan_cpp.config.schema import Schema, schema_of
+from torchtitan_cpp.config.schema import Schema, nearest_field, schema_of
 from torchtitan_cpp.config.toml_file import TomlFile, read_toml
 from torchtitan_cpp.config.values import Mismatch, checked
 
@@ -46,6 +47,13 @@ class Loaded:
         """Where the value of the field with this dotted name comes from."""
         return self.origins.get(name, DEFAULT)
 
+    def value(self, name: str) -> Any:
+        """The value of the field with this dotted name."""
+        value: Any = self.config
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
 
 def load_config(argv: Sequence[str] | None = None) -> Loaded:
     """Read a configuration, or raise all that is wrong with its values at once.
@@ -61,6 +69,14 @@ def load_config(argv: Sequence[str] | None = None) -> Loaded:
     if loaded.problems:
         raise ConfigError(loaded.problems)
     return loaded
+
+
+class ConfigManager:
+    """torchtitan's way to ask for a configuration."""
+
+    def parse_args(self, args: Sequence[str] | None = None) -> JobConfig:
+        """``load_config(args).config``."""
+        return load_config(args).config
 
 
 def read_config(argv: Sequence[str] | None = None) -> Loaded:
@@ -94,7 +110,25 @@ def config_from_dict(
     Raises:
         ConfigError: if a field is unknown or a value is not allowed.
     """
-    schema = schema_of(type(like or JobConfig()))
+    loaded = _from_dict(schema_of(type(like or JobConfig())), data)
+    if loaded.problems:
+        raise ConfigError(loaded.problems)
+    return loaded.config
+
+
+def from_python(config: JobConfig) -> Loaded:
+    """A configuration made in Python, checked and resolved as one from a file is."""
+    loaded = _from_dict(schema_of(type(config)), config.to_dict())
+    default = schema_of(type(config)).fields
+    origins = {
+        name: origin
+        for name, origin in loaded.origins.items()
+        if loaded.value(name) != default[name].default
+    }
+    return replace(loaded, origins=origins)
+
+
+def _from_dict(schema: Schema, data: Mapping[str, Any]) -> Loaded:
     values: Values = {}
     problems: list[Problem] = []
 
@@ -109,21 +143,24 @@ def config_from_dict(
                 except Mismatch as mismatch:
                     problems.append(mismatch.problem(name, CODE))
             else:
-                unknown = Problem(field=name, origin=CODE, message="unknown field")
-                problems.append(unknown)
+                hint = nearest_field(name, schema)
+                problems.append(
+                    Problem(field=name, origin=CODE, message="unknown", hint=hint)
+                )
 
     visit(data, "")
-    loaded = _build(schema, values, problems)
-    if loaded.problems:
-        raise ConfigError(loaded.problems)
-    return loaded.config
+    return _build(schema, values, problems)
 
 
 def _read_file(argv: Sequence[str]) -> tuple[TomlFile, list[Problem]]:
     flag = peek(argv, "job.config_file")
-    if flag is None or not flag.text or flag.text == "None":
+    if flag is None or flag.text is None or flag.text == "None":
         return read_toml(str(DEFAULT_FILE), DEFAULT)
-    return read_toml(flag.text, flag.origin)
+    try:
+        path = resolve_package_path(flag.text)
+    except ValueError:  # reported when the flags are read
+        return TomlFile(path=flag.text, entries={}), []
+    return read_toml(path, flag.origin)
 
 
 def _find_schema(argv: Sequence[str], file: TomlFile) -> tuple[Schema, list[Problem]]:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from torchtitan_cpp.config.training import Training
 
 Dtype = Literal["bfloat16", "float32", "float64"]
+
+TORCH_DTYPE_MAP = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+}
+"""torch's dtypes by the names that the configuration uses."""
 
 
 def compute_dtype(training: Training) -> Dtype:

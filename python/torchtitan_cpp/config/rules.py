@@ -26,11 +26,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """``found`` says what breaks the rule, or returns None where it holds."""
+    """A condition on one field, given others."""
 
     field: str
+    """The field to blame."""
     found: Callable[[Run], str | None]
+    """Says what breaks the rule, or returns None where it holds."""
     hint: str = ""
+    """What to set instead."""
+    given_with: tuple[str, ...] = ()
+    """Fields to look for the place of the mistake, if the blamed one was not given."""
 
 
 def data_parallel_degree(parallelism: Parallelism, world_size: int) -> int | None:
@@ -216,6 +221,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         field="profiling.profile_freq",
         found=_profile_freq,
+        given_with=("profiling.profiler_warmup", "profiling.profiler_active"),
         hint="profile less often or shorter",
     ),
     Rule(
@@ -233,12 +239,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         field="training.mixed_precision_param",
         found=_compute_dtype,
+        given_with=("training.dtype",),
         hint="set training.mixed_precision_param = 'float32' (or wider, here float64)",
     ),
     Rule(
         field="parallelism.expert_tensor_parallel_degree", found=_expert_tensor_degree
     ),
-    Rule(field="training.seq_len", found=_sequence),
+    Rule(
+        field="training.seq_len",
+        found=_sequence,
+        given_with=(
+            "parallelism.tensor_parallel_degree",
+            "parallelism.context_parallel_degree",
+        ),
+    ),
     Rule(
         field="parallelism.pipeline_parallel_microbatch_size",
         found=_pipeline_microbatch,
@@ -247,7 +261,16 @@ RULES: tuple[Rule, ...] = (
 """Broken whatever the machines; ``world_size`` and ``device`` are not read."""
 
 RUN_RULES: tuple[Rule, ...] = (
-    Rule(field="parallelism.data_parallel_shard_degree", found=_degrees),
+    Rule(
+        field="parallelism.data_parallel_shard_degree",
+        found=_degrees,
+        given_with=(
+            "parallelism.data_parallel_replicate_degree",
+            "parallelism.tensor_parallel_degree",
+            "parallelism.pipeline_parallel_degree",
+            "parallelism.context_parallel_degree",
+        ),
+    ),
     Rule(field="training.global_batch_size", found=_global_batch),
     Rule(field="checkpoint.create_seed_checkpoint", found=_seed_world),
     Rule(

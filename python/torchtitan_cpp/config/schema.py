@@ -1,4 +1,4 @@
-"""The fields of a configuration class, with their dotted names and documentation."""
+"""The fields of a configuration class by dotted name, and their documentation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ class FieldInfo:
     """Its type, constraints included."""
     default: Any
     """Default value; ``dataclasses.MISSING`` if one must be given."""
-    doc: str
-    """The line below it in its dataclass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,6 @@ def schema_of(config_class: type) -> Schema:
     sections: dict[str, type] = {"": config_class}
 
     def visit(section_class: type, start: str) -> None:
-        docs = field_docs(section_class)
         for field, kind in typed_fields(section_class):
             name = start + field.name
             if isinstance(kind, type) and is_dataclass(kind):
@@ -66,12 +63,20 @@ def schema_of(config_class: type) -> Schema:
             default: Any = field.default
             if field.default_factory is not MISSING:
                 default = field.default_factory()
-            found_fields[name] = FieldInfo(
-                name=name, kind=kind, default=default, doc=docs.get(field.name, "")
-            )
+            found_fields[name] = FieldInfo(name=name, kind=kind, default=default)
 
     visit(config_class, "")
     return Schema(config_class=config_class, fields=found_fields, sections=sections)
+
+
+def documentation(schema: Schema) -> dict[str, str]:
+    """The text below each field, by dotted name; left out where there is none."""
+    return {
+        f"{section}.{name}": doc
+        for section, section_class in schema.sections.items()
+        for name, doc in field_docs(section_class).items()
+        if f"{section}.{name}" in schema.fields
+    }
 
 
 def nearest_field(name: str, schema: Schema) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from torchtitan_cpp._C import config as core
-from torchtitan_cpp.config.problems import DEFAULT, Origin, Problem, Values
+from torchtitan_cpp.config.problems import Origin, Problem, Values, did_you_mean
 from torchtitan_cpp.config.schema import Schema, nearest_field
 from torchtitan_cpp.config.values import Mismatch, checked, printed
 
@@ -84,8 +84,15 @@ def read_toml(path: str, given_by: Origin) -> tuple[TomlFile, list[Problem]]:
         text = Path(path).read_bytes()
     except OSError as error:
         message = f"cannot read {path!r}: {error.strerror}"
-        field = "" if given_by is DEFAULT else "job.config_file"
-        return empty, [Problem(field=field, origin=given_by, message=message)]
+        beside = [str(found) for found in Path(path).parent.glob("*.toml")]
+        return empty, [
+            Problem(
+                field="job.config_file",
+                origin=given_by,
+                message=message,
+                hint=did_you_mean(path, beside),
+            )
+        ]
     try:
         return TomlFile(path=path, entries=core.parse_toml(text, source=path)), []
     except ValueError as error:

@@ -10,7 +10,6 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torchtitan_cpp.config.constraints import (
@@ -36,6 +35,7 @@ class Mismatch(Exception):
 
     def __init__(self, expected: str, found: object, hint: str = "") -> None:
         super().__init__(f"expected {expected}, found {printed(found)}")
+        self.expected = expected
         self.hint = hint
 
     def problem(self, field: str, origin: Origin) -> Problem:
@@ -187,8 +187,9 @@ def _checked_union(base: Any, value: object) -> Any:
             return checked(arm, value)
         except Mismatch as failure:
             failures.append(failure)
-    hints: Iterator[str] = (failure.hint for failure in failures if failure.hint)
-    raise Mismatch(expected(base), value, next(hints, ""))
+    if len(failures) == 1 and type(None) in arms:  # more exact than the union's words
+        raise Mismatch(f"{failures[0].expected} or None", value, failures[0].hint)
+    raise Mismatch(expected(base), value)
 
 
 def _checked_list(kind: Any, base: Any, value: object) -> list[Any]:
