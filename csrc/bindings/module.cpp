@@ -3,6 +3,7 @@
 PYBIND11_MODULE(_C, module) {
   using namespace torchtitan::bindings;
   module.doc() = "C++ core of torchtitan_cpp; one submodule per folder of csrc/.";
+  bind_mesh(module.def_submodule("mesh"));
   bind_config(module.def_submodule("config"));
   bind_storage(module.def_submodule("storage"));
   bind_core(module.def_submodule("core"));

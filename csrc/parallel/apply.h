@@ -9,21 +9,16 @@
 #include "nn/parameter_group.h"
 #include "parallel/activation_checkpoint/select.h"
 #include "plan/program.h"
+#include "plan/step_shape.h"
 
 namespace torchtitan::parallel {
-
-enum class Reshard {
-  kAlways,   // every group is freed after its forward
-  kDefault,  // every group but the last, which backward needs at once
-  kNever,    // groups stay gathered until their backward has ended
-};
 
 struct ApplyOptions {
   collectives::Group shards;    // fsdp axis; size 1: parameters stay whole
   collectives::Group replicas;  // dp_replicate axis
   nn::GroupOptions parameters;
-  Reshard reshard_after_forward;
-  int64_t prefetch_depth;       // groups gathered ahead of their use
+  plan::Reshard reshard_after_forward;
+  int64_t overlap_depth;        // forwards or backwards that run during a gather or reduce
   activation_checkpoint::Policy recompute;
   int64_t num_microbatches;
   bool early_optimizer_step;    // a group steps at its last reduction
@@ -32,6 +27,7 @@ struct ApplyOptions {
 struct Applied {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
   std::vector<bool> recompute;       // by segment: forward runs again before backward
+  plan::StepShape shape;
   plan::Program training_program;    // one step
   plan::Program evaluation_program;  // one microbatch, forward only
 };

@@ -69,7 +69,7 @@ def build_model(
         reduce_dtype=getattr(torch, reduce_dtype(training)),
         device=world.device,
         reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward,
-        prefetch_depth=1,
+        overlap_depth=1,
         recompute=ac.mode,
         recompute_every=int(ac.selective_ac_option) if selective else 1,
         num_microbatches=accumulation,

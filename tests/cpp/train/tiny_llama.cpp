@@ -76,6 +76,8 @@ Result run_step(const Problem& problem, const Layout& layout) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);
   const int64_t local_rows = problem.rows / (layout.num_ranks() * layout.num_microbatches);
+  TORCH_CHECK(local_rows * layout.num_ranks() * layout.num_microbatches == problem.rows,
+              problem.rows, " rows cannot be dealt out evenly");
   Result result;
   std::mutex mutex;
   world.run([&](int64_t rank) {
@@ -95,7 +97,7 @@ Result run_step(const Problem& problem, const Layout& layout) {
                 .replicas = axis("dp_replicate", replica_ranks),
                 .parameters = options(),
                 .reshard_after_forward = layout.reshard,
-                .prefetch_depth = layout.prefetch_depth,
+                .overlap_depth = layout.overlap_depth,
                 .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
                 .num_microbatches = layout.num_microbatches,
                 .early_optimizer_step = layout.early_optimizer_step});

@@ -18,10 +18,10 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 struct Layout {
   int64_t shards = 1;
   int64_t replicas = 1;
-  parallel::Reshard reshard = parallel::Reshard::kDefault;
+  plan::Reshard reshard = plan::Reshard::kDefault;
   int64_t num_microbatches = 1;
   bool recompute = false;
-  int64_t prefetch_depth = 1;
+  int64_t overlap_depth = 1;
   bool early_optimizer_step = false;
 
   int64_t num_ranks() const { return shards * replicas; }
