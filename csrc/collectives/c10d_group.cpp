@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 #include <sstream>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -88,6 +90,40 @@ auto guarded(Watch& watch, const std::string& what, const Action& action) {
   }
 }
 
+// Gloo's send and recv complete in c10d's wait() only, and a wait() that times out
+// closes all connections. So a thread of its own blocks there; it is left behind by an
+// abort.
+class PairWork : public c10d::Work {
+ public:
+  PairWork(C10dWorkPtr work, std::chrono::milliseconds timeout)
+      : state_(std::make_shared<State>()) {
+    std::thread([state = state_, work = std::move(work), timeout] {
+      try {
+        work->wait(timeout);
+      } catch (...) {
+        state->error = std::current_exception();
+      }
+      state->done.store(true);
+    }).detach();
+  }
+
+  bool isCompleted() override { return state_->done.load(); }
+
+  bool wait(std::chrono::milliseconds) override {
+    TORCH_INTERNAL_ASSERT(isCompleted());
+    if (state_->error) std::rethrow_exception(state_->error);
+    return true;
+  }
+
+ private:
+  struct State {
+    std::exception_ptr error;  // written before done
+    std::atomic<bool> done = false;
+  };
+
+  std::shared_ptr<State> state_;
+};
+
 class C10dWork : public Work {
  public:
   // `received` [n, k] is what a reduce_scatter over Gloo still has to add up.
@@ -155,7 +191,17 @@ class C10dBackend : public Backend {
 
   int64_t rank() const override { return rank_; }
   int64_t size() const override { return size_; }
-  void close() { group_.reset(); }
+  ~C10dBackend() override { close(); }
+
+  // Destroying a group waits for its operations, those too that will never end: after a
+  // failure it is left to the end of the process.
+  void close() {
+    if (watch_->aborted()) {
+      static_cast<void>(group_.release());
+    } else {
+      group_.reset();
+    }
+  }
 
   std::shared_ptr<Work> start(Operation operation) override {
     const std::string what = describe(operation) + " of group '" + name_ + "'";
@@ -204,11 +250,11 @@ class C10dBackend : public Backend {
       }
       case Verb::kSend: {
         std::vector<Tensor> tensors{as_bytes(operation.in)};
-        return group_->send(tensors, peer, tag);
+        return pair_work(group_->send(tensors, peer, tag), tensors.front(), timeout);
       }
       case Verb::kRecv: {
         std::vector<Tensor> tensors{as_bytes(operation.out)};
-        return group_->recv(tensors, peer, tag);
+        return pair_work(group_->recv(tensors, peer, tag), tensors.front(), timeout);
       }
       case Verb::kBarrier: {
         c10d::BarrierOptions options;
@@ -217,6 +263,12 @@ class C10dBackend : public Backend {
       }
     }
     TORCH_INTERNAL_ASSERT(false);
+  }
+
+  static C10dWorkPtr pair_work(C10dWorkPtr work, const Tensor& tensor,
+                               std::chrono::milliseconds timeout) {
+    if (!tensor.is_cpu()) return work;
+    return c10::make_intrusive<PairWork>(std::move(work), timeout);
   }
 
   // Gloo's own is one all_reduce of each piece. Here every byte travels once, and the

@@ -1,0 +1,391 @@
+"""Groups of ranks for a run: from torchrun's environment to one Group per mesh axis.
+
+``init_distributed`` joins the other processes, ``Distributed.make_groups`` makes the
+groups, ``Distributed.close`` leaves. Threads of one process take ``LocalWorld`` and
+``run_local``; dry runs take ``make_fake_groups``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from torchtitan_cpp._C.collectives import (
+    CollectiveError,
+    Group,
+    Heartbeat,
+    LocalWorld,
+    Recorder,
+    Watch,
+    c10d_group,
+    fake_group,
+    recorded,
+)
+from torchtitan_cpp.launch_environment import LaunchEnvironment
+
+__all__ = [
+    "CollectiveError",
+    "Distributed",
+    "EXIT_RANK_LOST",
+    "Group",
+    "LaunchEnvironment",
+    "LocalWorld",
+    "Recorder",
+    "init_distributed",
+    "make_fake_groups",
+    "make_local_groups",
+    "own_ranks",
+    "run_local",
+]
+
+EXIT_RANK_LOST = 75
+"""Exit code of a rank that ends because another one was lost (EX_TEMPFAIL)."""
+
+AxisRanks = Mapping[str, Sequence[Sequence[int]]]
+"""Ranks of every group of every axis: each rank is in one group of each axis."""
+
+_T = TypeVar("_T")
+
+
+class Distributed:
+    """This process among all processes of the run; made by ``init_distributed``.
+
+    With one process there is no process group, no store and no heartbeat, and every
+    method works. Use it as a context manager, or call ``close``.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: LaunchEnvironment | None,
+        device: torch.device,
+        watch: Watch,
+        train_timeout_seconds: float,
+    ) -> None:
+        self.rank = environment.rank if environment else 0
+        self.world_size = environment.world_size if environment else 1
+        self.local_rank = environment.local_rank if environment else 0
+        self.device = device
+        self.watch = watch
+        """Deadline and abort of every wait; its ``step`` appears in messages."""
+        self._environment = environment
+        self._train_timeout_seconds = train_timeout_seconds
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_seconds = 0.0
+        # None where this rank is no member.
+        self._process_groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+        self._closed = False
+
+    def _join(self, backend: str, heartbeat_seconds: float) -> None:
+        """Meet the other processes and start the heartbeat."""
+        environment = self._environment
+        assert environment is not None
+        if environment.one_node and "lo" in dict(socket.if_nameindex()).values():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        seconds = self.watch.timeout_seconds
+        owner = "the launcher" if environment.launcher_has_store else "rank 0"
+        is_master = self.rank == 0 and not environment.launcher_has_store
+        store = self._connect(is_master=is_master)
+        # A connection of its own: one that hangs must not hang the heartbeat.
+        self._heartbeat_seconds = heartbeat_seconds
+        pulse_store = self._connect(is_master=False)
+        self._heartbeat = Heartbeat(
+            pulse_store,
+            rank=self.rank,
+            size=self.world_size,
+            interval_seconds=heartbeat_seconds,
+            store_owner=owner,
+            watch=self.watch,
+        )
+        try:
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timedelta(seconds=seconds),
+            )
+        except RuntimeError as error:
+            raise CollectiveError(self._absent_ranks(error)) from error
+        self._process_groups[tuple(range(self.world_size))] = _default_group()
+
+    def _connect(self, *, is_master: bool) -> Store:
+        environment = self._environment
+        assert environment is not None
+        seconds = self.watch.timeout_seconds
+        try:
+            store = TCPStore(
+                environment.master_addr,
+                environment.master_port,
+                world_size=self.world_size,
+                is_master=is_master,
+                timeout=timedelta(seconds=seconds),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except RuntimeError as error:
+            raise CollectiveError(
+                f"no store at MASTER_ADDR:MASTER_PORT = {environment.master_addr}:"
+                f"{environment.master_port} within {seconds:g} s: {_first_line(error)}"
+            ) from error
+        return PrefixStore(f"torchtitan_cpp/{environment.attempt}", store)
+
+    def _absent_ranks(self, error: Exception) -> str:
+        """One line that says who did not come."""
+        seconds = self.watch.timeout_seconds
+        store = self._connect(is_master=False)
+        absent = [
+            rank for rank in range(self.world_size) if not store.check([f"beat/{rank}"])
+        ]
+        if not absent:
+            return f"could not connect the ranks: {_first_line(error)}"
+        names = ", ".join(str(rank) for rank in absent[:8])
+        return (
+            f"{len(absent)} of {self.world_size} ranks did not start within "
+            f"{seconds:g} s (comm.init_timeout_seconds): {names}"
+        )
+
+    def make_groups(
+        self, axes: AxisRanks, *, recorder: Recorder | None = None
+    ) -> dict[str, Group]:
+        """Make one Group per axis; every process calls this with the same axes.
+
+        Axes of the same ranks share connections. Called once per run.
+
+        Args:
+            axes: for each axis the ranks of all its groups, in order.
+            recorder: counts what the groups do.
+
+        Raises:
+            ValueError: unless each axis holds every rank of the world once.
+        """
+        groups = {}
+        for axis, all_ranks in axes.items():
+            ranks = own_ranks(all_ranks, axis, self.rank, self.world_size)
+            for members in all_ranks:
+                self._make_process_group(tuple(members))
+            process_group = self._process_groups.get(tuple(ranks))
+            group = Group(axis)
+            if process_group is not None:
+                group = c10d_group(process_group, name=axis, watch=self.watch)
+            groups[axis] = recorded(group, recorder) if recorder else group
+        return groups
+
+    def _make_process_group(self, ranks: tuple[int, ...]) -> None:
+        """All processes make all groups, also of others, in the same order."""
+        if len(ranks) == 1 or ranks in self._process_groups:
+            return
+        made = dist.new_group(
+            list(ranks), timeout=timedelta(seconds=self.watch.timeout_seconds)
+        )
+        self._process_groups[ranks] = made if self.rank in ranks else None
+
+    def first_step_passed(self) -> None:
+        """Switch from ``comm.init_timeout_seconds`` to ``train_timeout_seconds``.
+
+        Called after the first step of a run, a resumed one too.
+        """
+        self.watch.timeout_seconds = self._train_timeout_seconds
+        if self.device.type == "cpu":
+            return
+        timeout = timedelta(seconds=self._train_timeout_seconds)
+        for group in self._process_groups.values():
+            if group is not None:  # for NCCL's own watchdog
+                dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+    def report_failure(self, error: BaseException) -> str:
+        """Tell all ranks why this one ends the run; returns the line to print.
+
+        That is the first cause of all ranks: where this rank fails only because another
+        one did, the line names the other one. Follow it with ``close(failed=True)`` and
+        exit with ``EXIT_RANK_LOST`` or another code that is not 0.
+        """
+        if isinstance(error, CollectiveError) or self._heartbeat is None:
+            return _first_line(error)
+        cause = f"rank {self.rank} ({socket.gethostname()}, pid {os.getpid()}) failed: "
+        return self._heartbeat.report(
+            f"{cause}{type(error).__name__}: {_first_line(error)}"
+        )
+
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the other processes; the groups made here cannot be used any more.
+
+        Args:
+            failed: the run ends with an error, so operations may be under way: nothing
+                waits for other ranks. Rank 0 stays for two heartbeats where it holds
+                the store, so that the others learn the cause.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        environment = self._environment
+        holds_store = (
+            environment is not None
+            and self.rank == 0
+            and not environment.launcher_has_store
+        )
+        if failed and holds_store:
+            time.sleep(2 * self._heartbeat_seconds)
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self.watch.close()
+        self._process_groups.clear()
+        gc.collect()
+        if environment is not None and not failed:
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Distributed:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(failed=error is not None)
+
+
+def init_distributed(
+    *,
+    device_type: Literal["cpu", "cuda"],
+    init_timeout_seconds: float,
+    train_timeout_seconds: float,
+    cpu_offload: bool = False,
+    heartbeat_seconds: float = 1.0,
+    environ: Mapping[str, str] = os.environ,
+) -> Distributed:
+    """Join the processes that torchrun started; one rank alone where it did not.
+
+    Args:
+        device_type: chooses Gloo or NCCL, and the device by ``LOCAL_RANK``.
+        init_timeout_seconds: longest wait until the first step has passed.
+        train_timeout_seconds: longest wait after that.
+        cpu_offload: CUDA tensors and CPU tensors are both communicated.
+        heartbeat_seconds: time between two signs of life of a rank.
+        environ: torchrun's variables.
+
+    Raises:
+        ValueError: the environment is incomplete.
+        CollectiveError: one line that names the ranks that did not come in time.
+    """
+    environment = LaunchEnvironment.read(environ)
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        device = torch.device("cuda", environment.local_rank if environment else 0)
+        torch.cuda.set_device(device)
+    if environment is not None and environment.world_size == 1:
+        environment = None
+    distributed = Distributed(
+        environment=environment,
+        device=device,
+        watch=Watch(timeout_seconds=init_timeout_seconds),
+        train_timeout_seconds=train_timeout_seconds,
+    )
+    if environment is not None:
+        backend = "gloo"
+        if device_type == "cuda":
+            backend = "cuda:nccl,cpu:gloo" if cpu_offload else "nccl"
+        try:
+            distributed._join(backend, heartbeat_seconds)
+        except CollectiveError:
+            distributed.close(failed=True)
+            raise
+    return distributed
+
+
+def own_ranks(
+    all_ranks: Sequence[Sequence[int]], axis: str, rank: int, world_size: int
+) -> list[int]:
+    """The group of ``axis`` that ``rank`` belongs to.
+
+    Raises:
+        ValueError: unless the groups hold every rank of the world once.
+    """
+    if sorted(r for ranks in all_ranks for r in ranks) != list(range(world_size)):
+        raise ValueError(
+            f"axis {axis!r} must hold each of {world_size} ranks once, but is "
+            f"{[list(ranks) for ranks in all_ranks]}"
+        )
+    return next(list(ranks) for ranks in all_ranks if rank in ranks)
+
+
+def make_local_groups(
+    world: LocalWorld, axes: AxisRanks, *, rank: int, recorder: Recorder | None = None
+) -> dict[str, Group]:
+    """Like ``Distributed.make_groups`` for a rank that is a thread of this process."""
+    groups = {
+        axis: world.group(
+            rank, name=axis, ranks=own_ranks(all_ranks, axis, rank, world.size)
+        )
+        for axis, all_ranks in axes.items()
+    }
+    return {
+        axis: recorded(group, recorder) if recorder else group
+        for axis, group in groups.items()
+    }
+
+
+def make_fake_groups(
+    axes: AxisRanks, *, rank: int, world_size: int, recorder: Recorder | None = None
+) -> dict[str, Group]:
+    """Like ``Distributed.make_groups`` for one process that plays ``rank`` alone."""
+    groups = {}
+    for axis, all_ranks in axes.items():
+        ranks = own_ranks(all_ranks, axis, rank, world_size)
+        group = fake_group(axis, rank=ranks.index(rank), size=len(ranks))
+        groups[axis] = recorded(group, recorder) if recorder else group
+    return groups
+
+
+def run_local(world: LocalWorld, body: Callable[[int], _T]) -> list[_T]:
+    """Call ``body(rank)`` in one thread for each rank and return the results by rank.
+
+    Each thread computes with one thread of its own. When a rank fails, all others that
+    wait for it end with its message, and its own exception is raised here.
+    """
+    results: dict[int, _T] = {}
+    first_error: list[BaseException] = []
+    lock = threading.Lock()
+
+    def run_rank(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            results[rank] = body(rank)
+        except BaseException as error:  # raised again below, whatever it is
+            with lock:
+                first_error.append(error)
+            world.abort(f"rank {rank}: {type(error).__name__}: {_first_line(error)}")
+
+    threads = [
+        threading.Thread(target=run_rank, args=(rank,), name=f"rank {rank}")
+        for rank in range(world.size)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if first_error:
+        raise first_error[0]
+    return [results[rank] for rank in range(world.size)]
+
+
+def _default_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
