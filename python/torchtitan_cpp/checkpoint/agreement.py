@@ -50,6 +50,18 @@ def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Valu
     return [reply["value"] for reply in answers]
 
 
+def all_valid(ranks: Ranks, what: str, check: Callable[[], None]) -> None:
+    """Run a check of what the user gave on every rank. Collective.
+
+    Raises:
+        ValueError: on all ranks, if any rank's check raised, as in ``all_agree``.
+    """
+    try:
+        all_agree(ranks, what, check)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+
+
 def on_first_rank(ranks: Ranks, what: str, action: Callable[[], Value]) -> Value:
     """Run ``action`` on rank 0 only; all ranks get its result or its error."""
 

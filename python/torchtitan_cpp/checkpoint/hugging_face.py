@@ -40,14 +40,18 @@ class HuggingFaceFolder:
                 self._open(SINGLE_NAME).entries.keys(), SINGLE_NAME
             )
         else:
-            raise FileNotFoundError(f"{path}: holds neither {INDEX_NAME} nor {SINGLE_NAME}")
+            raise FileNotFoundError(
+                f"{path}: holds neither {INDEX_NAME} nor {SINGLE_NAME}"
+            )
         for file in dict.fromkeys(self._file_of.values()):
             entries = self._open(file).entries
             self._entries.update(
                 {n: e for n, e in entries.items() if self._file_of.get(n) == file}
             )
             if extra := [n for n in entries if self._file_of.get(n) != file]:
-                logger.warning(f"{path}: {file} holds {extra[0]}, which its index does not")
+                logger.warning(
+                    f"{path}: {file} holds {extra[0]}, which its index does not"
+                )
         if missing := [name for name in self._file_of if name not in self._entries]:
             name = missing[0]
             raise ValueError(f"{index}: {name} is not in {self._file_of[name]}")
@@ -155,7 +159,9 @@ class HuggingFaceWriter:
             "metadata": {"total_size": self._total_bytes},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        _C.storage.write_text(self._path(INDEX_NAME), json.dumps(index, indent=2) + "\n")
+        _C.storage.write_text(
+            self._path(INDEX_NAME), json.dumps(index, indent=2) + "\n"
+        )
         return [*dict.fromkeys(weight_map.values()), INDEX_NAME]
 
     def _write(self, number: int) -> None:

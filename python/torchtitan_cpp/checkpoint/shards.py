@@ -103,7 +103,9 @@ def collect_shards(
                     )
                 )
     tensors = {
-        name: StoredTensor(kind=kind, dtype=dtype, shape=shape, boxes=tuple(boxes[name]))
+        name: StoredTensor(
+            kind=kind, dtype=dtype, shape=shape, boxes=tuple(boxes[name])
+        )
         for name, (kind, dtype, shape) in heads.items()
     }
     return tuple(files), tensors

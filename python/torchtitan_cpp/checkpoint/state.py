@@ -26,7 +26,7 @@ class TensorEntry:
     rank, with different boxes."""
     kind: Kind
     local: torch.Tensor
-    """``size`` elements, contiguous, on any device. Saving reads it, loading fills it."""
+    """Of shape ``size``, contiguous, on any device. Saved, or filled by loading."""
     global_shape: tuple[int, ...]
     offset: tuple[int, ...]
     """Of the box in the global tensor; empty for a scalar."""
@@ -39,8 +39,8 @@ class TensorEntry:
         dims = len(self.global_shape)
         if not (len(self.offset) == len(self.size) == dims):
             raise ValueError(
-                f"{self.name}: offset {self.offset} and size {self.size} do not fit the "
-                f"global shape {self.global_shape}"
+                f"{self.name}: offset {self.offset} and size {self.size} do not fit "
+                f"the global shape {self.global_shape}"
             )
         bounds = zip(self.offset, self.size, self.global_shape, strict=True)
         if any(o < 0 or s < 0 or o + s > g for o, s, g in bounds):
@@ -50,8 +50,9 @@ class TensorEntry:
             )
         if tuple(self.local.shape) != self.size or not self.local.is_contiguous():
             raise ValueError(
-                f"{self.name}: expected a contiguous tensor of shape {self.size}, found "
-                f"shape {tuple(self.local.shape)}, strides {self.local.stride()}"
+                f"{self.name}: expected a contiguous tensor of shape {self.size}, "
+                f"found shape {tuple(self.local.shape)}, strides "
+                f"{self.local.stride()}"
             )
 
     @property

@@ -21,8 +21,8 @@ class BaseStateDictAdapter(ABC):
     a time (all names that hold the same layer number), and for each name without a
     number by itself; so no more than a layer and a file are in memory.
 
-    An adapter may also have a method ``hf_config() -> dict``, whose result is written to
-    ``config.json`` beside exported weights.
+    An adapter may also have a method ``hf_config() -> dict``, whose result is written
+    to ``config.json`` beside exported weights.
     """
 
     fqn_to_index_mapping: dict[str, int] | None
@@ -42,7 +42,7 @@ class BaseStateDictAdapter(ABC):
 
 
 class StateDictAdapter(BaseStateDictAdapter):
-    """Takes the split into files from the index in ``hf_assets_path``, if there is one."""
+    """Takes the split into files from the index in ``hf_assets_path``, if any."""
 
     def __init__(self, model_args: Any, hf_assets_path: str | None) -> None:
         self.model_args = model_args

@@ -1,0 +1,108 @@
+"""Filling the tensors of a run from a checkpoint that has been verified."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.agreement import all_agree, all_valid
+from torchtitan_cpp.checkpoint.conversion import import_weights
+from torchtitan_cpp.checkpoint.manifest import Manifest
+from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
+from torchtitan_cpp.checkpoint.selection import Candidate
+from torchtitan_cpp.checkpoint.shards import ShardReader
+from torchtitan_cpp.checkpoint.state import (
+    LoadedState,
+    Ranks,
+    TensorEntry,
+    TrainingState,
+)
+from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+
+
+def read_checkpoint(
+    candidate: Candidate,
+    state: TrainingState,
+    ranks: Ranks,
+    *,
+    wanted: Set[str],
+    weights_only: bool,
+) -> LoadedState:
+    """Fill the tensors of the wanted parts. Collective.
+
+    Names and shapes must agree. So must dtypes, unless only weights are taken: those
+    are cast.
+
+    Args:
+        wanted: of ``state.parts``, those to load.
+        weights_only: take the weights only, whatever the checkpoint holds.
+    Raises:
+        ValueError: on all ranks: what differs, with the nearest name.
+    """
+    manifest, path = candidate.manifest, candidate.path
+    is_full = manifest.content == "training" and not weights_only
+    parts = wanted if is_full else wanted & {"model"}
+    entries = [entry for entry in state.tensors if entry.kind in parts]
+    stored = {n: t for n, t in manifest.tensors.items() if t.kind in parts}
+    names = {entry.name for entry in entries}
+
+    def check() -> None:
+        check_missing(path, names, stored)
+        held = manifest.scalars.keys() | manifest.gathered.keys()
+        check_missing(path, parts - {"model", "optimizer"}, held)
+        for entry in entries:
+            _check_fits(path, entry, manifest, must_keep_dtype=is_full)
+
+    def fill() -> None:
+        reader = ShardReader(path, manifest.files)
+        for entry in entries:
+            reader.fill(entry, stored[entry.name])
+
+    all_valid(ranks, f"loading {path}", check)
+    check_unexpected(ranks, path, names, list(stored))
+    all_agree(ranks, f"loading {path}", fill)
+    return LoadedState(
+        step=manifest.step if is_full else 0,
+        path=path,
+        scalars={part: v for part, v in manifest.scalars.items() if part in parts},
+        gathered={part: v for part, v in manifest.gathered.items() if part in parts},
+    )
+
+
+def read_hugging_face(
+    path: str, adapter: BaseStateDictAdapter, state: TrainingState, ranks: Ranks
+) -> LoadedState:
+    """Fill the weights from a Hugging Face folder, cast where needed. Collective.
+
+    Raises:
+        ValueError: on all ranks: the folder is bad, or names or shapes differ.
+    """
+    entries = [entry for entry in state.tensors if entry.kind == "model"]
+    names = {entry.name for entry in entries}
+    found: list[str] = []
+
+    def fill() -> None:
+        found.extend(import_weights(path, adapter, entries))
+        check_missing(path, names, found)
+
+    all_valid(ranks, f"loading {path}", fill)
+    check_unexpected(ranks, path, names, found)
+    return LoadedState(step=0, path=path, scalars={}, gathered={})
+
+
+def _check_fits(
+    path: str, entry: TensorEntry, manifest: Manifest, *, must_keep_dtype: bool
+) -> None:
+    stored = manifest.tensors[entry.name]
+    if stored.shape != entry.global_shape:
+        raise ValueError(
+            f"{path}: {entry.name} has the shape {stored.shape}, the run "
+            f"{entry.global_shape}"
+        )
+    dtype = _C.storage.dtype_name(entry.local.dtype)
+    if must_keep_dtype and stored.dtype != dtype:
+        raise ValueError(
+            f"{path}: {entry.name} is stored as {stored.dtype}, the run has {dtype}; a "
+            "run goes on in the dtypes it was saved in (weights alone may be cast: "
+            "checkpoint.initial_load_path)"
+        )

@@ -1,0 +1,285 @@
+"""When checkpoints are saved, which one is loaded, and which are deleted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.agreement import CheckpointError, all_valid
+from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
+from torchtitan_cpp.checkpoint.manifest import Content
+from torchtitan_cpp.checkpoint.names import nearest
+from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
+from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
+from torchtitan_cpp.checkpoint.state import LoadedState, Ranks, TrainingState
+from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.config.checkpoint import Checkpoint
+from torchtitan_cpp.logging import logger
+
+_EXPORT_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+class CheckpointManager:
+    """Saves and loads the state of a run below ``base_folder/settings.folder``.
+
+    Every rank of the run has one; ``save`` and ``load`` are collective. A save happens
+    whole on all ranks or raises the same CheckpointError on all, and then every older
+    checkpoint is as it was. See csrc/storage/commit.h for what is on disk.
+
+    Args:
+        settings: the ``checkpoint`` section.
+        base_folder: ``job.dump_folder``.
+        ranks: all ranks of the run.
+        adapter: of the model family; needed for ``initial_load_in_hf`` and
+            ``last_save_in_hf``.
+        hf_assets_path: ``model.hf_assets_path``, where ``initial_load_in_hf`` reads
+            when no ``initial_load_path`` is given.
+        config_hash: noted in the manifest.
+        fault_hook: called at the points named in csrc/storage/commit.cpp; for tests.
+    Raises:
+        ValueError: for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        settings: Checkpoint,
+        *,
+        base_folder: str,
+        ranks: Ranks,
+        adapter: BaseStateDictAdapter | None = None,
+        hf_assets_path: str | None = None,
+        config_hash: str = "",
+        fault_hook: FaultHook | None = None,
+    ) -> None:
+        _check_settings(settings, adapter)
+        self.folder = os.path.join(base_folder, settings.folder)
+        self._settings = settings
+        self._ranks = ranks
+        self._adapter = adapter
+        self._hf_assets_path = hf_assets_path
+        self._config_hash = config_hash
+        self._fault_hook = fault_hook
+        self._parent = ""  # id of the checkpoint that this run goes on from
+        self._saved_step: int | None = None
+        self._forbidden = ""
+
+    def forbid_saving(self, reason: str) -> None:
+        """No save is tried any more: a rank has died, or its numbers are bad."""
+        self._forbidden = self._forbidden or reason
+
+    def should_save(self, step: int, *, last_step: bool = False) -> bool:
+        """Whether ``save`` is due after this step."""
+        settings = self._settings
+        if not settings.enable or settings.load_only or self._forbidden:
+            return False
+        if step == self._saved_step:
+            return False
+        is_first = step == 1 and settings.enable_first_step_checkpoint
+        return last_step or is_first or step % settings.interval == 0
+
+    def save(self, step: int, state: TrainingState, *, last_step: bool = False) -> str:
+        """Save now, whether due or not; returns the checkpoint's folder, durable.
+
+        A step that this run has just saved or loaded is not saved again.
+
+        Args:
+            last_step: the training is complete: with ``last_save_model_only`` only the
+                weights are saved, cast to ``export_dtype``, and as a Hugging Face
+                folder with ``last_save_in_hf``.
+        Raises:
+            CheckpointError: on all ranks, if any rank failed or saving is forbidden.
+        """
+        if last_step and self._settings.last_save_model_only:
+            dtype = _EXPORT_DTYPES[self._settings.export_dtype]
+            in_hf = self._settings.last_save_in_hf
+            return self._save(step, state, "huggingface" if in_hf else "model", dtype)
+        return self._save(step, state, "training", None)
+
+    def save_seed(self, state: TrainingState) -> str:
+        """Save the initial weights as step 0 (``checkpoint.create_seed_checkpoint``).
+
+        Raises:
+            ValueError: if checkpoints are not enabled or the run has several ranks.
+        """
+        if not self._settings.enable:
+            raise ValueError("create_seed_checkpoint needs checkpoint.enable = true")
+        if self._ranks.world_size != 1:
+            raise ValueError(
+                "create_seed_checkpoint expects one rank, found "
+                f"{self._ranks.world_size}"
+            )
+        return self._save(0, state, "model", None)
+
+    def load(self, state: TrainingState) -> LoadedState | None:
+        """Fill the tensors of ``state`` from the checkpoint that the settings choose.
+
+        The run's own folder comes first: ``load_step``, or else what was saved last and
+        is not damaged. If it has none, ``initial_load_path``, or the Hugging Face
+        folder. None means that there is nothing to start from.
+
+        Raises:
+            CheckpointError: on all ranks: the chosen checkpoint is damaged, or all are.
+            FileNotFoundError: there is no checkpoint of ``load_step``.
+            ValueError: names, shapes or dtypes differ from those of the run, or
+                ``exclude_from_loading`` names a part that does not exist.
+        """
+        if not self._settings.enable:
+            return None
+        wanted = self._wanted(state)
+        load_step = self._settings.load_step
+        paths = choose_paths(self.folder, load_step, wanted, self._ranks)
+        for path in paths:
+            try:
+                candidate = inspect_on_all(path, self._ranks)
+                verify(candidate, self._ranks)
+            except CheckpointError as error:
+                if load_step >= 0:
+                    raise
+                self._tell(f"Damaged, going back to an older checkpoint: {error}")
+                continue
+            loaded = read_checkpoint(
+                candidate, state, self._ranks, wanted=wanted, weights_only=False
+            )
+            self._parent = candidate.manifest.id
+            self._saved_step = candidate.manifest.step
+            self._tell(f"Loaded {path}; training goes on after step {loaded.step}")
+            return loaded
+        if paths:
+            raise CheckpointError(
+                f"{self.folder}: every checkpoint is damaged, and training does not "
+                "start over silently; choose another checkpoint.folder"
+            )
+        return self._load_initial(state, wanted)
+
+    def _save(
+        self,
+        step: int,
+        state: TrainingState,
+        content: Content,
+        export_dtype: torch.dtype | None,
+    ) -> str:
+        path = os.path.join(self.folder, f"step-{step}")
+        if self._forbidden:
+            raise CheckpointError(f"{path} is not saved: {self._forbidden}")
+        if self._settings.load_only:
+            raise CheckpointError(f"{path} is not saved: checkpoint.load_only is set")
+        if step == self._saved_step:
+            return path
+        request = SaveRequest(
+            folder=self.folder,
+            step=step,
+            content=content,
+            export_dtype=export_dtype,
+            parent=self._parent,
+            config_hash=self._config_hash,
+            adapter=self._adapter,
+            fault_hook=self._fault_hook,
+        )
+        self._parent = save_checkpoint(request, state, self._ranks)
+        self._saved_step = step
+        self._tell(f"Saved {path}")
+        if self._ranks.rank == 0 and self._settings.keep_latest_k > 0:
+            self._purge()
+        return path
+
+    def _purge(self) -> None:
+        """Rank 0; a failure is only told, for the save has succeeded."""
+        try:
+            steps = _C.storage.purge(
+                self.folder,
+                keep_latest=self._settings.keep_latest_k,
+                head=self._parent,
+                fault_hook=self._fault_hook,
+            )
+        except OSError as error:
+            logger.warning(f"Old checkpoints in {self.folder} stay: {error}")
+            return
+        for step in steps:
+            self._tell(f"Deleted {os.path.join(self.folder, f'step-{step}')}")
+
+    def _load_initial(
+        self, state: TrainingState, wanted: Set[str]
+    ) -> LoadedState | None:
+        settings = self._settings
+        path = settings.initial_load_path
+        if settings.initial_load_in_hf:
+            path = path or self._hf_assets_path
+            if not path:
+                raise ValueError(
+                    "checkpoint.initial_load_in_hf needs checkpoint.initial_load_path "
+                    "or model.hf_assets_path"
+                )
+            assert self._adapter is not None  # checked with the settings
+            loaded = read_hugging_face(path, self._adapter, state, self._ranks)
+            self._tell(f"Loaded the weights in {path}")
+            return loaded
+        if path is None:
+            return None
+        all_valid(
+            self._ranks, "checkpoint.initial_load_path", lambda: _check_folder(path)
+        )
+        candidate = inspect_on_all(path, self._ranks)
+        if candidate.manifest.content == "huggingface":
+            raise ValueError(
+                f"{path} is a Hugging Face folder; set checkpoint.initial_load_in_hf"
+            )
+        weights_only = settings.initial_load_model_only
+        if not weights_only and candidate.manifest.content == "model":
+            raise ValueError(
+                f"{path} holds the weights only; set checkpoint.initial_load_model_only"
+            )
+        verify(candidate, self._ranks)
+        loaded = read_checkpoint(
+            candidate, state, self._ranks, wanted=wanted, weights_only=weights_only
+        )
+        self._tell(f"Loaded {'the weights in ' if weights_only else ''}{path}")
+        return loaded
+
+    def _wanted(self, state: TrainingState) -> Set[str]:
+        """The parts that are not excluded."""
+        excluded = self._settings.exclude_from_loading
+        for name in excluded:
+            if name not in state.parts:
+                raise ValueError(
+                    f"checkpoint.exclude_from_loading: no part {name!r}"
+                    f"{nearest(name, state.parts)}; the parts are "
+                    f"{', '.join(state.parts)}"
+                )
+        return frozenset(state.parts) - frozenset(excluded)
+
+    def _tell(self, text: str) -> None:
+        if self._ranks.rank == 0:
+            logger.info(text)
+
+
+def _check_folder(path: str) -> None:
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{path} is no folder")
+    if not os.path.exists(os.path.join(path, "manifest.json")):
+        raise FileNotFoundError(
+            f"{path} holds no manifest.json; expected one checkpoint, such as "
+            ".../step-100"
+        )
+
+
+def _check_settings(settings: Checkpoint, adapter: BaseStateDictAdapter | None) -> None:
+    if settings.last_save_in_hf and not settings.last_save_model_only:
+        raise ValueError(
+            "checkpoint.last_save_in_hf needs checkpoint.last_save_model_only"
+        )
+    if settings.initial_load_in_hf and not settings.initial_load_model_only:
+        raise ValueError(
+            "checkpoint.initial_load_in_hf needs checkpoint.initial_load_model_only"
+        )
+    for field in ("last_save_in_hf", "initial_load_in_hf"):
+        if getattr(settings, field) and adapter is None:
+            raise ValueError(
+                f"checkpoint.{field}: the model's TrainSpec has no state_dict_adapter"
+            )

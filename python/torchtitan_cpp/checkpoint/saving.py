@@ -1,0 +1,185 @@
+"""One save: all ranks write, rank 0 publishes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import torchtitan_cpp
+from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.agreement import (
+    CheckpointError,
+    all_agree,
+    on_first_rank,
+    to_json,
+)
+from torchtitan_cpp.checkpoint.conversion import export_weights
+from torchtitan_cpp.checkpoint.manifest import (
+    Content,
+    Manifest,
+    StoredFile,
+    parse_manifest,
+)
+from torchtitan_cpp.checkpoint.shards import ShardReader, collect_shards, write_shard
+from torchtitan_cpp.checkpoint.state import Json, Ranks, TrainingState
+from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.logging import logger
+
+FaultHook = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveRequest:
+    """What is saved, and where."""
+
+    folder: str
+    step: int
+    content: Content
+    export_dtype: torch.dtype | None
+    """Floating-point tensors are cast to it; None keeps their dtypes."""
+    parent: str
+    """Id of the checkpoint that the run went on from, or an empty text."""
+    config_hash: str
+    adapter: BaseStateDictAdapter | None
+    """Needed for the content ``huggingface``."""
+    fault_hook: FaultHook | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Staging:
+    """The folder that all ranks write into."""
+
+    path: str
+    id: str
+    sequence: int
+
+
+def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) -> str:
+    """Write and publish a checkpoint; returns its id. Collective.
+
+    Raises:
+        CheckpointError: on all ranks, if any failed; older checkpoints are untouched.
+    """
+    what = f"saving {os.path.join(request.folder, f'step-{request.step}')}"
+    opened = on_first_rank(ranks, what, lambda: _open(request.folder, request.step))
+    staging = _Staging(**opened)
+    try:
+        reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
+        on_first_rank(
+            ranks, what, lambda: _publish(request, state, staging, reports, ranks)
+        )
+    except CheckpointError:
+        if ranks.rank == 0 and os.path.isdir(staging.path):
+            _C.storage.discard_staging(request.folder, step=request.step, id=staging.id)
+        raise
+    return staging.id
+
+
+def _open(folder: str, step: int) -> dict[str, Any]:
+    """Rank 0: clean up after killed processes and make the folder to write into."""
+    for name in _C.storage.remove_leftovers(folder):
+        logger.warning(f"Removed {name}, left in {folder} by a process that was killed")
+    checkpoints, _ = _C.storage.list_checkpoints(folder)
+    texts = [found.manifest for found in checkpoints]
+    sequences = [parse_manifest(text).sequence for text in texts if text is not None]
+    new_id = secrets.token_hex(8)
+    path = _C.storage.create_staging(folder, step=step, id=new_id)
+    return {"path": path, "id": new_id, "sequence": max(sequences, default=0) + 1}
+
+
+def _write(
+    request: SaveRequest, state: TrainingState, staging: _Staging, ranks: Ranks
+) -> dict[str, Json]:
+    """Every rank: its boxes, and its part of the manifest."""
+    entries = state.tensors
+    if request.content != "training":
+        entries = [entry for entry in entries if entry.kind == "model"]
+    report = write_shard(
+        staging.path, ranks.rank, entries, export_dtype=request.export_dtype
+    )
+    if request.content == "training":
+        report["gathered"] = dict(state.gathered)
+        report["digests"] = {
+            part: hashlib.sha256(to_json(value, where=part).encode()).hexdigest()
+            for part, value in state.scalars.items()
+        }
+    return report
+
+
+def _publish(
+    request: SaveRequest,
+    state: TrainingState,
+    staging: _Staging,
+    reports: Sequence[Mapping[str, Any]],
+    ranks: Ranks,
+) -> str:
+    """Rank 0: the manifest, and the rename."""
+    files, tensors = collect_shards(reports)
+    scalars: dict[str, Json] = {}
+    gathered: dict[str, list[Json]] = {}
+    if request.content == "training":
+        _check_same_parts(reports)
+        scalars = dict(state.scalars)
+        gathered = {
+            part: [report["gathered"][part] for report in reports]
+            for part in state.gathered
+        }
+    if request.content == "huggingface":
+        assert request.adapter is not None and request.export_dtype is not None
+        names = export_weights(
+            staging.path,
+            tensors,
+            ShardReader(staging.path, files),
+            request.adapter,
+            dtype=request.export_dtype,
+        )
+        for file in files:
+            os.remove(os.path.join(staging.path, file.name))
+        files, tensors = tuple(_record(staging.path, name) for name in names), {}
+    manifest = Manifest(
+        step=request.step,
+        id=staging.id,
+        parent=request.parent,
+        sequence=staging.sequence,
+        content=request.content,
+        world_size=ranks.world_size,
+        config_hash=request.config_hash,
+        torch_version=str(torch.__version__),
+        torchtitan_cpp_version=torchtitan_cpp.__version__,
+        files=files,
+        tensors=tensors,
+        scalars=scalars,
+        gathered=gathered,
+    )
+    return _C.storage.commit(
+        request.folder, manifest=manifest.dump(), fault_hook=request.fault_hook
+    )
+
+
+def _check_same_parts(reports: Sequence[Mapping[str, Any]]) -> None:
+    """The scalars of all ranks are equal, and all have the same gathered parts."""
+    first = reports[0]
+    for rank, report in enumerate(reports):
+        if report["gathered"].keys() != first["gathered"].keys():
+            raise ValueError(
+                f"gathered parts of rank {rank} are {sorted(report['gathered'])}, "
+                f"those of rank 0 {sorted(first['gathered'])}"
+            )
+        digests, expected = report["digests"], first["digests"]
+        if differing := [
+            part
+            for part in sorted(digests.keys() | expected.keys())
+            if digests.get(part) != expected.get(part)
+        ]:
+            raise ValueError(f"{', '.join(differing)} of rank {rank} is not rank 0's")
+
+
+def _record(folder: str, name: str) -> StoredFile:
+    size_bytes, sha256 = _C.storage.hash_file(folder, name)
+    return StoredFile(name=name, size_bytes=size_bytes, sha256=sha256)
