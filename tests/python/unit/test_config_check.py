@@ -278,6 +278,8 @@ def test_names_that_only_the_caller_knows_are_checked_with_the_nearest_one():
     (problem,) = run_problems(loaded, world_size=1, known=known)
     assert "expected one of llama3; found 'lama3'" in str(problem)
     assert problem.hint == "did you mean 'llama3'?"
+    loaded = load_config(["--training.dataset=C4", "--comm.mode=fake_backend"])
+    assert run_problems(loaded, world_size=1, known={"training.dataset": ["c4"]}) == []
 
 
 def test_missing_test_files_of_torchtitan_are_one_error_with_the_flags_for_ours(
