@@ -118,6 +118,8 @@ def _unknown_names(loaded: Loaded, known: Known) -> list[Problem]:
     problems = []
     for field, names in known.items():
         value = loaded.value(field)
+        if field.endswith(".dataset"):
+            value = value.lower()  # as the registry of datasets looks them up
         if value not in names:
             listed = ", ".join(sorted(names))
             problems.append(

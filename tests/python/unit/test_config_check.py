@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ from torchtitan_cpp.config import (
 )
 from torchtitan_cpp.config.check import contradictions
 from torchtitan_cpp.config.schema import schema_of
-from torchtitan_cpp.config.supported import NOT_SUPPORTED_YET
+from torchtitan_cpp.config.supported import NOT_SUPPORTED_YET, WITHOUT_EFFECT_UNLESS
 
 # For every row of the table: flags that need the feature, and flags that name it
 # without any effect on the run.
@@ -277,6 +278,8 @@ def test_names_that_only_the_caller_knows_are_checked_with_the_nearest_one():
     (problem,) = run_problems(loaded, world_size=1, known=known)
     assert "expected one of llama3; found 'lama3'" in str(problem)
     assert problem.hint == "did you mean 'llama3'?"
+    loaded = load_config(["--training.dataset=C4", "--comm.mode=fake_backend"])
+    assert run_problems(loaded, world_size=1, known={"training.dataset": ["c4"]}) == []
 
 
 def test_missing_test_files_of_torchtitan_are_one_error_with_the_flags_for_ours(
@@ -355,3 +358,11 @@ def test_the_command_fails_for_a_wrong_value_and_still_shows_the_rest():
     assert shown.returncode == 1
     assert "expected an integer >= 1, found 'zero'" in shown.stdout
     assert "[optimizer]" in shown.stdout
+
+
+def test_fields_that_wait_for_a_feature_name_a_row_of_the_table():
+    rows = {row.field for row in NOT_SUPPORTED_YET}
+    names = list(schema_of(JobConfig).fields)
+    for pattern, row in WITHOUT_EFFECT_UNLESS.items():
+        assert row in rows, pattern
+        assert fnmatch.filter(names, pattern), pattern

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -225,3 +226,11 @@ def test_the_json_of_a_config_is_plain(tmp_path):
     data = json.loads(json.dumps(JobConfig().to_dict()))
     assert data["training"]["dataloader"]["num_workers"] == 0
     assert data["quantize"]["linear"]["mx"]["filter_fqns"] == ["output"]
+
+
+def test_the_readme_lists_every_field_that_torchtitan_lacks():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    ours = [name for name, doc in DOCS.items() if "ot v0.2.2's" in doc]
+    assert ours == ["optimizer.state_dtype", "training.dtype"]
+    for name in ours:
+        assert f"`{name}" in readme
