@@ -27,6 +27,7 @@ from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
     maybe_enable_profiling,
 )
+from torchtitan_cpp._C.collectives import ReduceOp
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.validation import Validator
@@ -274,7 +275,7 @@ class Trainer:
     def log(self, result: _C.train.StepResult, learning_rate: float) -> None:
         """Report a step; all ranks take part."""
         largest = result.local_loss.double() / result.local_tokens.clamp(min=1)
-        self.world.groups["loss"].all_reduce(largest, op="max").wait()
+        self.world.groups["loss"].all_reduce(largest, op=ReduceOp.MAX).wait()
         loss = float(result.loss)
         self._losses.append(loss)
         self.metrics.log(
