@@ -96,7 +96,7 @@ class Writer:
         for name in sorted(members, key=kind):
             value = members[name]
             if inspect.ismodule(value):
-                if value.__name__ != self.prefix + name:
+                if value.__name__ != f"{module.__name__}.{name}":
                     continue  # a module of somebody else
                 yield ""
                 yield f"{indent}class {name}:"

@@ -41,8 +41,8 @@ void bind_config(py::module_ module) {
       .def_readonly("value", &TomlEntry::value);
   module.def(
       "parse_toml",
-      [](std::string_view text, std::string_view source) {
-        return table_to_dict(parse_toml(text, source));
+      [](const py::bytes& text, const std::string& source) {
+        return table_to_dict(parse_toml(std::string_view(text), source));
       },
       py::arg("text"), py::kw_only(), py::arg("source"),
       "Parse a TOML 1.0 text (UTF-8) into a dict of TomlEntry.\n\n"

@@ -1,7 +1,505 @@
 """Written by scripts/generate_stub.py from the built module; do not edit."""
 
+import collections.abc
+import torch
+import torch.distributed.distributed_c10d
+import typing
+
+class collectives:
+
+    class CollectiveError(RuntimeError):
+        """A collective failed: one line, with the rank to blame where it is known."""
+
+    class Group:
+        """Ranks that exchange tensors; all start the same verbs in the same order. Tensors are contiguous and stay untouched until wait()."""
+        def __init__(self, name: str='self') -> None:
+            """The identity: a group of one rank."""
+        @property
+        def rank(self) -> int:
+            """Rank within the group."""
+        @property
+        def size(self) -> int:
+            """Number of ranks."""
+        @property
+        def name(self) -> str:
+            """Name of the mesh axis."""
+        def all_reduce(self, tensor: torch.Tensor, *, op: collectives.ReduceOp=...) -> collectives.Handle:
+            """Reduce over all ranks in place."""
+        def all_gather(self, out: torch.Tensor, input: torch.Tensor) -> collectives.Handle:
+            """Concatenate the ranks' input [k] into out [size * k]."""
+        def reduce_scatter(self, out: torch.Tensor, input: torch.Tensor) -> collectives.Handle:
+            """Sum piece `rank` of the ranks' input [size * k] into out [k]."""
+        def all_to_all(self, out: torch.Tensor, input: torch.Tensor, *, out_splits: collections.abc.Sequence[int], in_splits: collections.abc.Sequence[int]) -> collectives.Handle:
+            """Send in_splits[j] rows to rank j and receive out_splits[j] rows from it."""
+        def broadcast(self, tensor: torch.Tensor, *, root: int) -> collectives.Handle:
+            """Copy the tensor of rank `root`."""
+        def send(self, tensor: torch.Tensor, *, peer: int, tag: int=0) -> collectives.Handle:
+            """Send to a rank of the group."""
+        def recv(self, tensor: torch.Tensor, *, peer: int, tag: int=0) -> collectives.Handle:
+            """Receive from a rank of the group."""
+        def barrier(self) -> collectives.Handle:
+            """Meet all ranks in wait()."""
+
+    class Handle:
+        """An operation under way."""
+        def wait(self) -> None:
+            """Return once the outputs may be read and the inputs written."""
+        def completed(self) -> bool:
+            """Whether wait() would return without waiting for other ranks."""
+
+    class Heartbeat:
+        """Announces this rank in a store and names those that are lost."""
+        def __init__(self, store: torch.distributed.distributed_c10d.Store, *, rank: int, size: int, interval_seconds: float, store_owner: str, watch: collectives.Watch) -> None: ...
+        def report(self, cause: str) -> str:
+            """Publish why this rank ends the run; returns the first cause of all ranks."""
+        def stop(self) -> None:
+            """End the thread."""
+
+    class LocalWorld:
+        """Ranks that are threads of this process."""
+        def __init__(self, size: int, *, timeout_seconds: float) -> None: ...
+        @property
+        def size(self) -> int:
+            """Number of ranks."""
+        def group(self, rank: int, *, name: str='world', ranks: collections.abc.Sequence[int] | None=None) -> collectives.Group:
+            """The group of `ranks` (default all), in that order, as seen by `rank`."""
+        def abort(self, cause: str) -> None:
+            """Make every rank throw CollectiveError(cause); the first cause stays."""
+
+    class Recorder:
+        """Calls, bytes and seconds of the groups it records."""
+        def __init__(self) -> None: ...
+        def totals(self) -> dict[tuple[str, str], collectives.Traffic]:
+            """Traffic by (group name, verb)."""
+        def total(self, group: str, verb: str) -> collectives.Traffic:
+            """Traffic of one verb on one group; zeros if it was never called."""
+        def reset(self) -> None:
+            """Forget everything."""
+
+    class ReduceOp:
+        """How all_reduce combines values.
+
+        Members:
+
+          SUM
+
+          MAX
+
+          MIN"""
+        def __init__(self, value: int) -> None: ...
+        def __repr__(self, /) -> str: ...
+        @property
+        def name(self) -> str: ...
+        def __str__(self, /) -> str: ...
+        __members__: dict[str, collectives.ReduceOp]
+        def __eq__(self, other: object, /) -> bool: ...
+        def __ne__(self, other: object, /) -> bool: ...
+        def __hash__(self, /) -> int: ...
+        @property
+        def value(self) -> int: ...
+        def __int__(self, /) -> int: ...
+        def __index__(self, /) -> int: ...
+        SUM: collectives.ReduceOp
+        MAX: collectives.ReduceOp
+        MIN: collectives.ReduceOp
+
+    class Traffic:
+        """Totals of one verb on one group."""
+        @property
+        def calls(self) -> int: ...
+        @property
+        def bytes(self) -> int: ...
+        @property
+        def seconds(self) -> float: ...
+
+    class Watch:
+        """Deadline and abort of all waits of this process."""
+        def __init__(self, *, timeout_seconds: float) -> None: ...
+        @property
+        def timeout_seconds(self) -> float:
+            """Longest wait for one operation."""
+        @timeout_seconds.setter
+        def timeout_seconds(self, value: float) -> None: ...
+        @property
+        def step(self) -> int:
+            """Training step, for messages; -1 before the first."""
+        @step.setter
+        def step(self, value: int) -> None: ...
+        @property
+        def aborted(self) -> bool:
+            """Whether abort() was called."""
+        def abort(self, cause: str) -> None:
+            """End all waits with CollectiveError(cause); the first cause stays."""
+        def close(self) -> None:
+            """Drop the process groups of all groups; call before they are destroyed."""
+    @staticmethod
+    def c10d_group(process_group: torch.distributed.distributed_c10d.ProcessGroup, *, name: str, watch: collectives.Watch) -> collectives.Group:
+        """The ranks of a torch.distributed process group."""
+    @staticmethod
+    def fake_group(name: str, *, rank: int, size: int) -> collectives.Group:
+        """A group whose other ranks do not exist, for dry runs."""
+    @staticmethod
+    def recorded(group: collectives.Group, recorder: collectives.Recorder) -> collectives.Group:
+        """The same group, counted by the recorder."""
+
+class config:
+
+    class DateTime:
+        """A date or time, which no field takes."""
+        @property
+        def text(self) -> str: ...
+
+    class TomlEntry:
+        """A key of a table and its value."""
+        @property
+        def line(self) -> int:
+            """Line of the key."""
+        @property
+        def column(self) -> int: ...
+        @property
+        def value(self) -> config.TomlValue: ...
+
+    class TomlValue:
+        """A value and where it was written."""
+        @property
+        def line(self) -> int: ...
+        @property
+        def column(self) -> int: ...
+        @property
+        def value(self) -> object:
+            """bool, int, float, str, DateTime, a list of TomlValue, or, for a table, a dict of TomlEntry."""
+    @staticmethod
+    def parse_toml(text: bytes, *, source: str) -> dict[typing.Any, typing.Any]:
+        """Parse a TOML 1.0 text (UTF-8) into a dict of TomlEntry.
+
+        Raises ValueError "source:line:column: reason" at the first error of syntax; a key given twice is one."""
 
 class core:
     @staticmethod
     def compiled_torch_version() -> str:
         """Version of the torch whose headers the extension was compiled with."""
+    @staticmethod
+    def install_stop_signal() -> None:
+        """Take SIGTERM over: the first one sets a flag, the second ends the process."""
+    @staticmethod
+    def stop_requested() -> bool:
+        """Whether SIGTERM has come since install_stop_signal()."""
+
+class data:
+
+    class AtEnd:
+        """What stands behind the last token of a store.
+
+        Members:
+
+          MORE : Tokens that are not attached yet.
+
+          REPEAT : The first token again, endlessly.
+
+          STOP : Nothing: rows that do not fit are ignored rows."""
+        def __init__(self, value: int) -> None: ...
+        def __repr__(self, /) -> str: ...
+        @property
+        def name(self) -> str: ...
+        def __str__(self, /) -> str: ...
+        __members__: dict[str, data.AtEnd]
+        def __eq__(self, other: object, /) -> bool: ...
+        def __ne__(self, other: object, /) -> bool: ...
+        def __hash__(self, /) -> int: ...
+        @property
+        def value(self) -> int: ...
+        def __int__(self, /) -> int: ...
+        def __index__(self, /) -> int: ...
+        MORE: data.AtEnd
+        REPEAT: data.AtEnd
+        STOP: data.AtEnd
+
+    class DamagedShard(RuntimeError):
+        ...
+
+    class TokenShardWriter:
+        """Collects the ids of documents and writes them as one file."""
+        def __init__(self, *, vocab_size: int) -> None: ...
+        def append(self, ids: collections.abc.Sequence[int], *, place: str) -> None:
+            """Add the ids of one document; ValueError names place and token for a stray id."""
+        @property
+        def num_tokens(self) -> int: ...
+        def write(self, path: str, *, note: str) -> None:
+            """Write the file beside path and rename it; RuntimeError if the system refuses."""
+
+    class TokenStore:
+        """A growing sequence of tokens in several mapped files."""
+        def __init__(self) -> None: ...
+        def attach(self, path: str) -> str:
+            """Append a file and return its note; DamagedShard if it is not whole."""
+        def truncate(self, num_shards: int) -> None:
+            """Forget the files from this number on."""
+        def shard_of(self, position: int) -> int:
+            """Number of the file that holds a token."""
+        def first_damaged(self) -> int:
+            """Number of the first file whose tokens are damaged, num_shards if none is."""
+        @property
+        def num_shards(self) -> int: ...
+        @property
+        def num_tokens(self) -> int: ...
+        def gather(self, *, first_sample: int, num_rows: int, seq_len: int, vocab_size: int, at_end: data.AtEnd) -> tuple[torch.Tensor, torch.Tensor]:
+            """Input and labels, int64 [num_rows, seq_len], of consecutive samples."""
+    @staticmethod
+    def check_token_ids(input: torch.Tensor, labels: torch.Tensor, *, vocab_size: int) -> None:
+        """Raise ValueError unless inputs are ids below vocab_size and labels are that or -100."""
+    @staticmethod
+    def first_row(microbatch: int, *, global_batch_size: int, local_batch_size: int, num_ranks: int, rank: int) -> int:
+        """First row of the global batch in a microbatch of this rank."""
+    @staticmethod
+    def num_microbatches(*, global_batch_size: int, local_batch_size: int, num_ranks: int, rank: int) -> int:
+        """Microbatches of one step; ValueError if the sizes do not fit together."""
+
+class mesh:
+
+    class Mesh:
+        """Ranks as a grid of named axes."""
+        def __init__(self, dims: mesh.ParallelDims) -> None:
+            """Infers dp_shard where it is -1. Raises ValueError listing every broken rule."""
+        @property
+        def dims(self) -> mesh.ParallelDims:
+            """The degrees, resolved."""
+        def axes(self) -> list[str]:
+            """Names of all axes."""
+        def size(self, axis: str) -> int:
+            """Ranks along an axis."""
+        def coordinate(self, rank: int, axis: str) -> int:
+            """Position of a rank on an axis."""
+        def ranks(self, axis: str, rank: int) -> list[int]:
+            """The ranks of this rank's group on an axis, in order."""
+
+    class ParallelDims:
+        """The degree of every parallelism."""
+        def __init__(self, *, dp_replicate: int, dp_shard: int, cp: int, tp: int, pp: int, ep: int, etp: int, world_size: int) -> None: ...
+        @property
+        def dp_replicate(self) -> int: ...
+        @property
+        def dp_shard(self) -> int: ...
+        @property
+        def cp(self) -> int: ...
+        @property
+        def tp(self) -> int: ...
+        @property
+        def pp(self) -> int: ...
+        @property
+        def ep(self) -> int: ...
+        @property
+        def etp(self) -> int: ...
+        @property
+        def world_size(self) -> int: ...
+
+class models:
+
+    class llama:
+
+        class Args:
+            """Sizes of a Llama 3 model."""
+            def __init__(self, *, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, vocab_size: int, hidden_dim: int, norm_eps: float, rope_theta: float, rope_scaling: models.llama.RopeScaling | None, max_seq_len: int, depth_init: bool, tied_embeddings: bool) -> None: ...
+            def num_params(self) -> int:
+                """Parameters stored, tied ones once."""
+            def flops_per_token(self, seq_len: int) -> int:
+                """Training flops for one token in sequences of seq_len tokens."""
+
+        class RopeScaling:
+            """Frequency scaling of Llama 3.1's rotary embedding."""
+            def __init__(self, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int) -> None: ...
+        @staticmethod
+        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype) -> nn.Model:
+            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic."""
+
+class nn:
+
+    class Model:
+        """A chain of segments and the parameter groups that they use."""
+        @property
+        def groups(self) -> list[nn.ParameterGroupSpec]: ...
+        @property
+        def segments(self) -> list[str]:
+            """Names of the segments in order."""
+        def forward(self, parameters: collections.abc.Sequence[collections.abc.Sequence[torch.Tensor]], values: collections.abc.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """Run all segments as one differentiable function. `parameters` are lists of tensors by group; returns `values` and every segment's outputs by name."""
+
+    class ParameterGroup:
+        """Parameters in one flat local buffer."""
+        @property
+        def name(self) -> str: ...
+        @property
+        def shards(self) -> list[nn.ParameterShard]: ...
+        @property
+        def master(self) -> torch.Tensor: ...
+        @property
+        def gradient(self) -> torch.Tensor: ...
+        def shard_views(self, flat: torch.Tensor) -> list[torch.Tensor]:
+            """Views of a flat buffer laid out like `master`, in the shapes of `shards`."""
+        def initialize(self, seed: int) -> None:
+            """Fill `master` with the initial numbers of (seed, name, global element)."""
+
+    class ParameterGroupSpec:
+        """Parameters that are gathered and reduced together."""
+        @property
+        def name(self) -> str: ...
+        @property
+        def parameters(self) -> list[nn.ParameterSpec]: ...
+
+    class ParameterShard:
+        """This rank's rows of one parameter."""
+        @property
+        def name(self) -> str: ...
+        @property
+        def global_shape(self) -> list[int]: ...
+        @property
+        def first_row(self) -> int: ...
+        @property
+        def value(self) -> torch.Tensor: ...
+        @property
+        def gradient(self) -> torch.Tensor: ...
+        @property
+        def is_writer(self) -> bool: ...
+
+    class ParameterSpec:
+        """Name, shape and initial distribution of a parameter."""
+        @property
+        def name(self) -> str: ...
+        @property
+        def shape(self) -> list[int]: ...
+    @staticmethod
+    def initial_value(parameter: nn.ParameterSpec, seed: int) -> torch.Tensor:
+        """The whole parameter's initial numbers, float32 on the CPU."""
+
+class optim:
+
+    class Adam:
+        """Adam or AdamW over the flat buffers of parameter groups."""
+        def __init__(self, targets: collections.abc.Sequence[tuple[torch.Tensor, torch.Tensor]], *, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, fused: bool, state_dtype: torch.dtype) -> None:
+            """`targets` are (parameter, gradient) pairs of flat tensors."""
+        def __len__(self) -> int: ...
+        def exp_avg(self, index: int) -> torch.Tensor: ...
+        def exp_avg_sq(self, index: int) -> torch.Tensor: ...
+
+class parallel:
+
+    class Applied:
+        """A model's parameter groups and its programs."""
+        @property
+        def groups(self) -> list[nn.ParameterGroup]: ...
+        @property
+        def recompute(self) -> list[bool]:
+            """By segment."""
+        @property
+        def training_program(self) -> str:
+            """The program of one step, a line an action."""
+    @staticmethod
+    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: str, recompute_every: int, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
+        """Lay out the model's parameters over the groups and make the step's programs."""
+
+class storage:
+
+    class FoundCheckpoint:
+        """A folder named step-N."""
+        @property
+        def step(self) -> int: ...
+        @property
+        def path(self) -> str: ...
+        @property
+        def problem(self) -> str:
+            """Why it cannot be used; empty when nothing is wrong."""
+        @property
+        def manifest(self) -> str | None:
+            """JSON text; None when there is a problem."""
+
+    class SafetensorsReader:
+        """A safetensors file, its header checked strictly."""
+        def __init__(self, path: str) -> None:
+            """Raises ValueError for a bad file, OSError if it cannot be read."""
+        @property
+        def entries(self) -> dict[typing.Any, typing.Any]:
+            """Tensors by name, in file order: (dtype, shape)."""
+        @property
+        def metadata(self) -> dict[str, str]:
+            """Free strings of the header."""
+        def read_box(self, name: str, out: torch.Tensor, *, offset: collections.abc.Sequence[int], size: collections.abc.Sequence[int], out_offset: collections.abc.Sequence[int]) -> None:
+            """Copy a box of a tensor into out (contiguous, CPU, same dtype), there at
+            out_offset."""
+
+    class SafetensorsWriter:
+        """Streams tensors into a new safetensors file."""
+        def __init__(self, path: str, tensors: collections.abc.Sequence[tuple[str, torch.dtype, collections.abc.Sequence[int]]], *, metadata: collections.abc.Mapping[str, str]) -> None:
+            """tensors: (name, dtype, shape) in the order of the appends to come."""
+        def append(self, name: str, data: torch.Tensor) -> None:
+            """The data of the next tensor (contiguous, CPU)."""
+        def finish(self) -> tuple[int, str]:
+            """Make the file durable; returns its size in bytes and SHA-256."""
+    @staticmethod
+    def check_plain_name(name: str, *, where: str) -> None:
+        """ValueError unless name is one file name without any way out of its folder."""
+    @staticmethod
+    def commit(folder: str, *, manifest: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> str:
+        """Publish a staging folder as step-N; returns its path, durable."""
+    @staticmethod
+    def create_staging(folder: str, *, step: int, id: str) -> str:
+        """Create the folder that all ranks write a checkpoint into."""
+    @staticmethod
+    def discard_staging(folder: str, *, step: int, id: str) -> None:
+        """Delete the staging folder of a save that failed."""
+    @staticmethod
+    def dtype_name(dtype: torch.dtype) -> str:
+        """Name of a torch dtype in safetensors, e.g. 'BF16'."""
+    @staticmethod
+    def hash_file(folder: str, name: str) -> tuple[int, str]:
+        """Size in bytes and SHA-256 of a file."""
+    @staticmethod
+    def inspect_checkpoint(path: str) -> storage.FoundCheckpoint:
+        """The checkpoint in this folder, whatever its name."""
+    @staticmethod
+    def list_checkpoints(folder: str) -> tuple[list[storage.FoundCheckpoint], list[str]]:
+        """Checkpoints (those with a problem first, then newest first) and the names with
+        'step-' in them that are none."""
+    @staticmethod
+    def purge(folder: str, *, keep_latest: int, head: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> list[int]:
+        """Delete old checkpoints in the line of ancestors of head; returns their steps."""
+    @staticmethod
+    def remove_leftovers(folder: str) -> list[str]:
+        """Delete what killed processes left; returns the names."""
+    @staticmethod
+    def verify_files(path: str, *, manifest: str, part: int, num_parts: int) -> None:
+        """Compare size and SHA-256 of every num_parts-th file; ValueError names the first
+        that differs."""
+    @staticmethod
+    def write_text(path: str, text: str) -> None:
+        """Create a file with this content (UTF-8), durable on return."""
+
+class train:
+
+    class Evaluation:
+        """Loss of one batch, without gradients."""
+        @property
+        def loss_sum(self) -> torch.Tensor: ...
+        @property
+        def num_tokens(self) -> torch.Tensor: ...
+
+    class Step:
+        """The hot training step."""
+        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Adam, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
+        def run(self, microbatches: collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]], *, learning_rate: float, step: int) -> train.StepResult:
+            """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
+        def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:
+            """Loss of one batch without gradients; all ranks call it together."""
+
+    class StepResult:
+        """0-dim tensors; reading one waits for the device."""
+        @property
+        def loss(self) -> torch.Tensor: ...
+        @property
+        def grad_norm(self) -> torch.Tensor: ...
+        @property
+        def num_tokens(self) -> torch.Tensor: ...
+        @property
+        def local_loss(self) -> torch.Tensor: ...
+        @property
+        def local_tokens(self) -> torch.Tensor: ...
+        @property
+        def finite(self) -> torch.Tensor: ...

@@ -21,18 +21,18 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from torchtitan_cpp._C.collectives import (
-    CollectiveError,
-    Group,
-    Heartbeat,
-    LocalWorld,
-    Recorder,
-    Watch,
-    c10d_group,
-    fake_group,
-    recorded,
-)
+from torchtitan_cpp import _C
 from torchtitan_cpp.launch_environment import LaunchEnvironment
+
+CollectiveError = _C.collectives.CollectiveError
+Group = _C.collectives.Group
+Heartbeat = _C.collectives.Heartbeat
+LocalWorld = _C.collectives.LocalWorld
+Recorder = _C.collectives.Recorder
+Watch = _C.collectives.Watch
+c10d_group = _C.collectives.c10d_group
+fake_group = _C.collectives.fake_group
+recorded = _C.collectives.recorded
 
 __all__ = [
     "CollectiveError",

@@ -61,6 +61,16 @@ def test_a_default_without_literal_becomes_dots() -> None:
     assert "def f(kind: Kind=...) -> None: ...\n" in text
 
 
+def test_a_submodule_of_a_submodule_is_a_class_in_a_class() -> None:
+    models = ModuleType("package._C.models")
+    llama = ModuleType("package._C.models.llama")
+    setattr(llama, "layers", bound("layers() -> int\n"))  # noqa: B010
+    setattr(models, "llama", llama)  # noqa: B010
+    text = stub_of(models=models)
+    assert "class models:\n\n    class llama:\n" in text
+    assert "        def layers() -> int: ...\n" in text
+
+
 def test_overloads_are_all_written() -> None:
     doc = "f(*args, **kwargs)\nOverloaded function.\n\n1. f(a: int) -> int\n\nOne.\n\n"
     text = stub_of(f=bound(doc + "2. f(a: str) -> str\n\nTwo.\n"))
