@@ -139,8 +139,6 @@ class StreamRow:
         iterable, taken_by_library = _split(
             self._stream.open(), self._row, self._num_rows
         )
-        if hasattr(iterable, "set_epoch"):
-            iterable.set_epoch(self._epoch)
         self._iterable = iterable if hasattr(iterable, "state_dict") else None
         if library is not None and self._iterable is not None:
             iterable.load_state_dict(copy.deepcopy(library))
@@ -219,8 +217,9 @@ def _split(iterable: Any, row: int, num_rows: int) -> tuple[Any, bool]:
         split_dataset_by_node,
     )
 
-    # A stream's state lives in parts that its splits would share.
-    return split_dataset_by_node(copy.deepcopy(iterable), row, num_rows), True
+    # shard() copies the parts that keep the state; splits alone would share them.
+    own = iterable.shard(num_shards=1, index=0)
+    return split_dataset_by_node(own, row, num_rows), True
 
 
 def _every(samples: Iterator[Any], first: int, step: int) -> Iterator[Any]:

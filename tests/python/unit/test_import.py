@@ -1,5 +1,4 @@
 import torch
-
 import torchtitan_cpp
 from torchtitan_cpp import _C
 
