@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+
 from torchtitan_cpp.checkpoint import TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.state import Json
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from torchtitan_cpp.checkpoint import HuggingFaceFolder
 from torchtitan_cpp.checkpoint.hugging_face import HuggingFaceWriter, by_layer
 

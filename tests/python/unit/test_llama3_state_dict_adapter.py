@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoint_ranks import Grid, is_box_of, results, run_ranks, state_of
+
 from torchtitan_cpp.checkpoint import CheckpointManager, SingleRank, TrainingState
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.models.llama3.args import RoPEScalingArgs, TransformerModelArgs
@@ -17,8 +19,6 @@ from torchtitan_cpp.models.llama3.state_dict_adapter import (
     Llama3StateDictAdapter,
     hf_config,
 )
-
-transformers = pytest.importorskip("transformers")
 
 ARGS = TransformerModelArgs(
     dim=48,
