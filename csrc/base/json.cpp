@@ -31,7 +31,8 @@ void dump_string(const std::string& value, std::string& out) {
 void dump_double(double value, std::string& out) {
   check_value(std::isfinite(value), "json: ", value, " has no JSON form");
   std::array<char, 32> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
+  const auto end =
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value).ptr;
   const std::string_view text(buffer.data(), static_cast<size_t>(end - buffer.data()));
   out.append(text);
   // Without a point or an exponent it would read back as an integer.

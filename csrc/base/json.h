@@ -56,7 +56,8 @@ class Json {
   std::string_view type_name() const;
   void dump_to(std::string& out) const;
 
-  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> value_;
+  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object>
+      value_;
 };
 
 // The one value of the text. Refuses duplicate names, beside what JsonReader refuses.

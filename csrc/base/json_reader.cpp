@@ -26,8 +26,8 @@ void append_utf8(std::string& out, unsigned code) {
   put(0x80 | (code & 0x3F));
 }
 
-// Length of the well-formed sequence at the start of `text`, 0 when it is not well-formed
-// (Unicode 15, table 3-7).
+// Length of the well-formed sequence at the start of `text`, 0 when it is not
+// well-formed (Unicode 15, table 3-7).
 size_t utf8_length(std::string_view text) {
   const auto byte = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned first = byte(0);
@@ -38,7 +38,8 @@ size_t utf8_length(std::string_view text) {
     if ((byte(i) & 0xC0) != 0x80) return 0;
   }
   const unsigned second = byte(1);
-  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+  const bool overlong =
+      (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
   const bool surrogate = first == 0xED && second > 0x9F;
   const bool beyond = first == 0xF4 && second > 0x8F;
   return overlong || surrogate || beyond ? 0 : length;

@@ -6,7 +6,8 @@
 // fraction and exponent; "-0" is a floating-point number. Names of an object are handed
 // out as they come: the caller refuses duplicates by fail_duplicate().
 //
-// Every error is std::invalid_argument "<source>:<line>:<column>: expected .., found ..".
+// Every error is std::invalid_argument "<source>:<line>:<column>: expected .., found
+// ..".
 #pragma once
 
 #include <cstdint>

@@ -15,16 +15,23 @@ struct DtypePair {
   at::ScalarType scalar_type;
 };
 
-constexpr DtypePair kDtypePairs[] = {
-    {Dtype::kBool, at::kBool},           {Dtype::kU8, at::kByte},
-    {Dtype::kI8, at::kChar},             {Dtype::kF8E5M2, at::kFloat8_e5m2},
-    {Dtype::kF8E4M3, at::kFloat8_e4m3fn}, {Dtype::kF8E8M0, at::kFloat8_e8m0fnu},
-    {Dtype::kI16, at::kShort},           {Dtype::kU16, at::kUInt16},
-    {Dtype::kF16, at::kHalf},            {Dtype::kBF16, at::kBFloat16},
-    {Dtype::kI32, at::kInt},             {Dtype::kU32, at::kUInt32},
-    {Dtype::kF32, at::kFloat},           {Dtype::kC64, at::kComplexFloat},
-    {Dtype::kF64, at::kDouble},          {Dtype::kI64, at::kLong},
-    {Dtype::kU64, at::kUInt64}};
+constexpr DtypePair kDtypePairs[] = {{Dtype::kBool, at::kBool},
+                                     {Dtype::kU8, at::kByte},
+                                     {Dtype::kI8, at::kChar},
+                                     {Dtype::kF8E5M2, at::kFloat8_e5m2},
+                                     {Dtype::kF8E4M3, at::kFloat8_e4m3fn},
+                                     {Dtype::kF8E8M0, at::kFloat8_e8m0fnu},
+                                     {Dtype::kI16, at::kShort},
+                                     {Dtype::kU16, at::kUInt16},
+                                     {Dtype::kF16, at::kHalf},
+                                     {Dtype::kBF16, at::kBFloat16},
+                                     {Dtype::kI32, at::kInt},
+                                     {Dtype::kU32, at::kUInt32},
+                                     {Dtype::kF32, at::kFloat},
+                                     {Dtype::kC64, at::kComplexFloat},
+                                     {Dtype::kF64, at::kDouble},
+                                     {Dtype::kI64, at::kLong},
+                                     {Dtype::kU64, at::kUInt64}};
 
 at::ScalarType to_scalar_type(Dtype dtype) {
   for (const DtypePair& pair : kDtypePairs) {
@@ -84,8 +91,7 @@ void bind_safetensors(py::module_& module) {
           [](const SafetensorsReader& reader, const std::string& name, at::Tensor out,
              std::vector<int64_t> offset, std::vector<int64_t> size,
              std::vector<int64_t> out_offset) {
-            const at::ScalarType dtype =
-                to_scalar_type(reader.entry(name).spec.dtype);
+            const at::ScalarType dtype = to_scalar_type(reader.entry(name).spec.dtype);
             reader.read_box(name, {std::move(offset), std::move(size)},
                             {.memory = memory_of(out, dtype),
                              .shape = out.sizes().vec(),

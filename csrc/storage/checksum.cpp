@@ -84,8 +84,7 @@ std::string Sha256::finish() {
   const uint64_t num_bits = num_bytes_ * 8;
   // One bit, zeros up to 8 bytes short of a block, the length in bits.
   std::array<std::byte, 2 * kBlock> tail{std::byte{0x80}};
-  const size_t size =
-      (num_pending_ < kBlock - 8 ? kBlock : 2 * kBlock) - num_pending_;
+  const size_t size = (num_pending_ < kBlock - 8 ? kBlock : 2 * kBlock) - num_pending_;
   for (size_t i = 0; i < 8; ++i) {
     tail[size - 1 - i] = static_cast<std::byte>(num_bits >> (8 * i));
   }
@@ -93,7 +92,8 @@ std::string Sha256::finish() {
   constexpr char kHex[] = "0123456789abcdef";
   std::string text;
   for (const uint32_t word : state_) {
-    for (int shift = 28; shift >= 0; shift -= 4) text.push_back(kHex[word >> shift & 15]);
+    for (int shift = 28; shift >= 0; shift -= 4)
+      text.push_back(kHex[word >> shift & 15]);
   }
   return text;
 }

@@ -20,8 +20,7 @@ bool has_sha_instructions() {
 
 __attribute__((target("sha,sse4.1,ssse3"))) void absorb_with_instructions(
     uint32_t* state, const std::byte* blocks, size_t num_blocks) {
-  const __m128i swap_bytes =
-      _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+  const __m128i swap_bytes = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
   const auto load = [](const void* from) __attribute__((target("sha,sse4.1,ssse3"))) {
     return _mm_loadu_si128(static_cast<const __m128i*>(from));
   };

@@ -28,7 +28,8 @@ constexpr int64_t kMaxManifestBytes = int64_t{1} << 30;
 
 std::string step_name(int64_t step) { return base::message(kStepPrefix, step); }
 
-// N of exactly "step-N"; nullopt for anything else ("step-09", "step-9.bak", "old-step-9").
+// N of exactly "step-N"; nullopt for anything else ("step-09", "step-9.bak",
+// "old-step-9").
 std::optional<int64_t> step_of(std::string_view name) {
   if (!name.starts_with(kStepPrefix)) return std::nullopt;
   const std::string_view digits = name.substr(kStepPrefix.size());
@@ -49,10 +50,12 @@ bool is_marked(std::string_view name, std::string_view mark) {
 
 bool is_leftover(std::string_view name) {
   if (is_marked(name, kStagingMark)) return true;
-  return name.starts_with(kTrashPrefix) && is_marked(name.substr(kTrashPrefix.size()), "-");
+  return name.starts_with(kTrashPrefix) &&
+         is_marked(name.substr(kTrashPrefix.size()), "-");
 }
 
-std::string staging_path(const std::string& folder, int64_t step, const std::string& id) {
+std::string staging_path(const std::string& folder, int64_t step,
+                         const std::string& id) {
   check_value(step >= 0 && is_checkpoint_id(id), "checkpoint: bad step ", step,
               " or id \"", id, '"');
   return base::message(folder, '/', step_name(step), kStagingMark, id);
@@ -92,12 +95,14 @@ void reach(const FaultHook& hook, std::string_view point) {
 }
 
 void move(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) throw_file_error(from, "rename to " + to);
+  if (::rename(from.c_str(), to.c_str()) != 0)
+    throw_file_error(from, "rename to " + to);
 }
 
 // Rename that never replaces; false when the target is there.
 bool move_to_free_name(const std::string& from, const std::string& to) {
-  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) {
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) ==
+      0) {
     return true;
   }
   if (errno == EEXIST) return false;
@@ -115,8 +120,9 @@ std::string trash_path(const std::string& folder, int64_t step, const std::strin
 void replace(const std::string& folder, const std::string& staging,
              const std::string& target, const Manifest& manifest,
              const FaultHook& hook) {
-  check_value(is_folder(target) && fs::exists(target + "/" + std::string(kManifestName)),
-              target, ": exists and is no checkpoint of this program; move it away");
+  check_value(
+      is_folder(target) && fs::exists(target + "/" + std::string(kManifestName)),
+      target, ": exists and is no checkpoint of this program; move it away");
   const std::string trash = trash_path(folder, manifest.step, manifest.id);
   if (::renameat2(AT_FDCWD, staging.c_str(), AT_FDCWD, target.c_str(),
                   RENAME_EXCHANGE) == 0) {
@@ -143,7 +149,8 @@ std::string compare_sizes(const std::string& path, const Manifest& manifest) {
     if (status.type() != fs::file_type::regular) return file + ": missing";
     const auto size = static_cast<int64_t>(fs::file_size(file, error));
     if (error || size != record.size_bytes) {
-      return base::message(file, ": expected ", record.size_bytes, " bytes, found ", size);
+      return base::message(file, ": expected ", record.size_bytes, " bytes, found ",
+                           size);
     }
   }
   return "";
@@ -155,8 +162,8 @@ Manifest read_manifest_of(const std::string& path) {
   const std::string text = read_text(name, kMaxManifestBytes);
   const std::string line =
       read_text(path + "/" + std::string(kManifestChecksumName), 4096);
-  const std::string expected = base::message(sha256(std::as_bytes(std::span(text))), "  ",
-                                             kManifestName, '\n');
+  const std::string expected =
+      base::message(sha256(std::as_bytes(std::span(text))), "  ", kManifestName, '\n');
   check_value(line == expected, name, ": does not have the SHA-256 in ",
               kManifestChecksumName);
   return parse_manifest(text, name);
@@ -198,9 +205,9 @@ std::string commit(const std::string& folder, const Manifest& manifest,
   reach(hook, "before manifest");
   write_text(staging + "/" + std::string(kManifestName), text);
   reach(hook, "manifest written");
-  write_text(staging + "/" + std::string(kManifestChecksumName),
-             base::message(sha256(std::as_bytes(std::span(text))), "  ", kManifestName,
-                           '\n'));
+  write_text(
+      staging + "/" + std::string(kManifestChecksumName),
+      base::message(sha256(std::as_bytes(std::span(text))), "  ", kManifestName, '\n'));
   sync_folder(staging);
   reach(hook, "before rename");
   if (move_to_free_name(staging, target)) {
@@ -238,7 +245,8 @@ FolderListing list_checkpoints(const std::string& folder) {
     }
     FoundCheckpoint found = inspect_checkpoint(folder + "/" + name);
     if (found.manifest && found.step != *step) {
-      found.problem = base::message(found.path, ": its manifest is of step ", found.step);
+      found.problem =
+          base::message(found.path, ": its manifest is of step ", found.step);
       found.manifest.reset();
     }
     found.step = *step;
@@ -270,7 +278,8 @@ void verify_files(const std::string& path, const Manifest& manifest, int64_t par
 
 std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
                            const std::string& head, const FaultHook& hook) {
-  check_value(keep_latest >= 1, "purge: expected to keep at least 1, got ", keep_latest);
+  check_value(keep_latest >= 1, "purge: expected to keep at least 1, got ",
+              keep_latest);
   const FolderListing listing = list_checkpoints(folder);
   std::map<std::string, const FoundCheckpoint*> by_id;
   for (const FoundCheckpoint& found : listing.checkpoints) {

@@ -5,11 +5,11 @@
 //   folder/.trash-step-10-<id>/   renamed first, then deleted
 //
 // So a folder named step-N is complete or not there, whatever moment a process dies at;
-// nothing inside one is ever written again. Only one process calls commit(), purge() and
-// remove_leftovers() of a folder.
+// nothing inside one is ever written again. Only one process calls commit(), purge()
+// and remove_leftovers() of a folder.
 //
-// A FaultHook is called between the steps with the name of the point reached; tests throw
-// or exit from it. An empty one is the normal case.
+// A FaultHook is called between the steps with the name of the point reached; tests
+// throw or exit from it. An empty one is the normal case.
 #pragma once
 
 #include <functional>
@@ -31,12 +31,12 @@ std::string create_staging(const std::string& folder, int64_t step,
 // Deletes the staging folder of a save that failed.
 void discard_staging(const std::string& folder, int64_t step, const std::string& id);
 
-// Publishes the staging folder of manifest.step and manifest.id; returns the path of the
-// checkpoint, durable on return. Throws std::invalid_argument unless the staging folder
-// holds exactly the files of the manifest with their sizes, FileError if the system
-// refuses. An older checkpoint of the same step (damaged, or of a run that was abandoned)
-// is replaced in one atomic exchange where the file system can; a folder of that name
-// that holds no manifest is not ours and refused.
+// Publishes the staging folder of manifest.step and manifest.id; returns the path of
+// the checkpoint, durable on return. Throws std::invalid_argument unless the staging
+// folder holds exactly the files of the manifest with their sizes, FileError if the
+// system refuses. An older checkpoint of the same step (damaged, or of a run that was
+// abandoned) is replaced in one atomic exchange where the file system can; a folder of
+// that name that holds no manifest is not ours and refused.
 std::string commit(const std::string& folder, const Manifest& manifest,
                    const FaultHook& hook);
 
@@ -50,11 +50,13 @@ struct FoundCheckpoint {
 
 struct FolderListing {
   std::vector<FoundCheckpoint> checkpoints;  // with a problem first, then newest first
-  std::vector<std::string> ignored;  // names with "step-" that are no checkpoint folders
+  std::vector<std::string>
+      ignored;  // names with "step-" that are no checkpoint folders
 };
 
-// Newest means saved last (Manifest::sequence), not the highest step: after going back to
-// step 100 beside old 200 and 300, a new 110 is the newest. A missing folder is empty.
+// Newest means saved last (Manifest::sequence), not the highest step: after going back
+// to step 100 beside old 200 and 300, a new 110 is the newest. A missing folder is
+// empty.
 FolderListing list_checkpoints(const std::string& folder);
 
 // The checkpoint in this folder, whatever its name, as in list_checkpoints.
@@ -65,9 +67,9 @@ FoundCheckpoint inspect_checkpoint(const std::string& path);
 void verify_files(const std::string& path, const Manifest& manifest, int64_t part,
                   int64_t num_parts);
 
-// Deletes the checkpoints in the line of ancestors of `head` (an id) that are older than
-// the keep_latest newest ones from which training can go on. Checkpoints of other lines,
-// damaged ones and foreign folders stay. Returns the steps deleted.
+// Deletes the checkpoints in the line of ancestors of `head` (an id) that are older
+// than the keep_latest newest ones from which training can go on. Checkpoints of other
+// lines, damaged ones and foreign folders stay. Returns the steps deleted.
 std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
                            const std::string& head, const FaultHook& hook);
 

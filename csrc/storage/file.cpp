@@ -30,7 +30,7 @@ std::string parent_of(const std::string& path) {
 void throw_file_error(const std::string& path, std::string_view what) {
   const int code = errno;
   std::string text = base::message(path, ": cannot ", what, ": ", std::strerror(code));
-  struct statvfs space {};
+  struct statvfs space{};
   if ((code == ENOSPC || code == EDQUOT) &&
       ::statvfs(parent_of(path).c_str(), &space) == 0) {
     text += base::message(" (", space.f_bavail * space.f_frsize, " bytes free)");
@@ -42,7 +42,8 @@ File::File(int descriptor, std::string path)
     : descriptor_(descriptor), path_(std::move(path)) {}
 
 File::File(File&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {
+}
 
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
@@ -53,7 +54,7 @@ File File::open_for_reading(const std::string& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) throw_file_error(path, "open");
   File file(descriptor, path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor, &status) != 0) throw_file_error(path, "inspect");
   base::check_value(S_ISREG(status.st_mode), path, ": expected a regular file");
   return file;
@@ -67,7 +68,7 @@ File File::create(const std::string& path) {
 }
 
 int64_t File::size() const {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor_, &status) != 0) throw_file_error(path_, "inspect");
   return status.st_size;
 }
@@ -78,8 +79,8 @@ void File::write(std::span<const std::byte> data) {
     const ssize_t written = ::write(descriptor_, data.data(), data.size());
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
-      throw_file_error(path_, base::message("write ", data.size(), " of ", total,
-                                            " bytes"));
+      throw_file_error(path_,
+                       base::message("write ", data.size(), " of ", total, " bytes"));
     }
     data = data.subspan(static_cast<size_t>(written));
   }

@@ -69,18 +69,17 @@ StoredTensor read_tensor(const std::string& name, const Json& value, size_t num_
     const int64_t file = element.at("file").as_integer();
     check_value(file >= 0 && file < static_cast<int64_t>(num_files), "tensor \"", name,
                 "\": no file ", file);
-    tensor.boxes.push_back({file,
-                            element.at("key").as_string(),
-                            {read_integers(element.at("offset")),
-                             read_integers(element.at("size"))}});
+    tensor.boxes.push_back(
+        {file,
+         element.at("key").as_string(),
+         {read_integers(element.at("offset")), read_integers(element.at("size"))}});
   }
   check_exact_cover(name, tensor.shape, tensor.boxes);
   return tensor;
 }
 
 Content read_content(const Json& value) {
-  const auto place =
-      std::find(kContents.begin(), kContents.end(), value.as_string());
+  const auto place = std::find(kContents.begin(), kContents.end(), value.as_string());
   check_value(place != kContents.end(), "unknown content \"", value.as_string(), '"');
   return static_cast<Content>(place - kContents.begin());
 }
@@ -91,10 +90,10 @@ Manifest read_manifest(const Json& value) {
   const int64_t version = value.at("format_version").as_integer();
   check_value(version == kFormatVersion, "expected format_version ", kFormatVersion,
               ", found ", version);
-  check_keys(value, {"format", "format_version", "step", "id", "parent", "sequence",
-                     "content", "world_size", "config_hash", "torch_version",
-                     "torchtitan_cpp_version", "files", "tensors", "scalars",
-                     "gathered"});
+  check_keys(value,
+             {"format", "format_version", "step", "id", "parent", "sequence", "content",
+              "world_size", "config_hash", "torch_version", "torchtitan_cpp_version",
+              "files", "tensors", "scalars", "gathered"});
   Manifest manifest{
       .step = value.at("step").as_integer(),
       .id = value.at("id").as_string(),
@@ -110,8 +109,8 @@ Manifest read_manifest(const Json& value) {
       .scalars = value.at("scalars").as_object(),
       .gathered = value.at("gathered").as_object()};
   check_value(manifest.step >= 0 && manifest.sequence >= 0 && manifest.world_size >= 1,
-              "step ", manifest.step, ", sequence ", manifest.sequence, " or world_size ",
-              manifest.world_size, " out of range");
+              "step ", manifest.step, ", sequence ", manifest.sequence,
+              " or world_size ", manifest.world_size, " out of range");
   check_value(is_checkpoint_id(manifest.id), "bad id \"", manifest.id, '"');
   check_value(manifest.parent.empty() || is_checkpoint_id(manifest.parent),
               "bad parent \"", manifest.parent, '"');
@@ -147,7 +146,8 @@ Json dump_tensor(const StoredTensor& tensor) {
 
 bool overlap(const Box& a, const Box& b) {
   for (size_t d = 0; d < a.size.size(); ++d) {
-    if (a.offset[d] + a.size[d] <= b.offset[d] || b.offset[d] + b.size[d] <= a.offset[d]) {
+    if (a.offset[d] + a.size[d] <= b.offset[d] ||
+        b.offset[d] + b.size[d] <= a.offset[d]) {
       return false;
     }
   }
@@ -208,30 +208,29 @@ Manifest parse_manifest(std::string_view text, std::string_view source) {
 std::string dump_manifest(const Manifest& manifest) {
   Json::Array files;
   for (const FileRecord& file : manifest.files) {
-    files.push_back(Json::Object{{"name", file.name},
-                                 {"size_bytes", file.size_bytes},
-                                 {"sha256", file.sha256}});
+    files.push_back(Json::Object{
+        {"name", file.name}, {"size_bytes", file.size_bytes}, {"sha256", file.sha256}});
   }
   Json::Object tensors;
   for (const StoredTensor& tensor : manifest.tensors) {
     tensors.emplace(tensor.name, dump_tensor(tensor));
   }
-  return Json(Json::Object{
-                  {"format", kFormat},
-                  {"format_version", kFormatVersion},
-                  {"step", manifest.step},
-                  {"id", manifest.id},
-                  {"parent", manifest.parent},
-                  {"sequence", manifest.sequence},
-                  {"content", kContents[static_cast<size_t>(manifest.content)]},
-                  {"world_size", manifest.world_size},
-                  {"config_hash", manifest.config_hash},
-                  {"torch_version", manifest.torch_version},
-                  {"torchtitan_cpp_version", manifest.torchtitan_cpp_version},
-                  {"files", std::move(files)},
-                  {"tensors", std::move(tensors)},
-                  {"scalars", manifest.scalars},
-                  {"gathered", manifest.gathered}})
+  return Json(
+             Json::Object{{"format", kFormat},
+                          {"format_version", kFormatVersion},
+                          {"step", manifest.step},
+                          {"id", manifest.id},
+                          {"parent", manifest.parent},
+                          {"sequence", manifest.sequence},
+                          {"content", kContents[static_cast<size_t>(manifest.content)]},
+                          {"world_size", manifest.world_size},
+                          {"config_hash", manifest.config_hash},
+                          {"torch_version", manifest.torch_version},
+                          {"torchtitan_cpp_version", manifest.torchtitan_cpp_version},
+                          {"files", std::move(files)},
+                          {"tensors", std::move(tensors)},
+                          {"scalars", manifest.scalars},
+                          {"gathered", manifest.gathered}})
       .dump();
 }
 

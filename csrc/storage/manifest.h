@@ -40,18 +40,18 @@ enum class Content {
 
 struct Manifest {
   int64_t step;
-  std::string id;        // 16 hexadecimal digits, unique
-  std::string parent;    // id of the checkpoint this run went on from; empty: none
-  int64_t sequence;      // grows with every save into the folder, whatever the step
+  std::string id;      // 16 hexadecimal digits, unique
+  std::string parent;  // id of the checkpoint this run went on from; empty: none
+  int64_t sequence;    // grows with every save into the folder, whatever the step
   Content content;
-  int64_t world_size;    // ranks that wrote it
+  int64_t world_size;  // ranks that wrote it
   std::string config_hash;
   std::string torch_version;
   std::string torchtitan_cpp_version;
   std::vector<FileRecord> files;
   std::vector<StoredTensor> tensors;  // sorted by name
-  base::Json scalars;   // object: part -> value, equal on all ranks
-  base::Json gathered;  // object: part -> array, one value per rank
+  base::Json scalars;                 // object: part -> value, equal on all ranks
+  base::Json gathered;                // object: part -> array, one value per rank
 };
 
 inline constexpr std::string_view kManifestName = "manifest.json";
@@ -62,8 +62,9 @@ inline constexpr std::string_view kManifestChecksumName = "manifest.sha256";
 void check_exact_cover(std::string_view name, const std::vector<int64_t>& shape,
                        const std::vector<StoredBox>& boxes);
 
-// Throws std::invalid_argument (bad JSON with position, unknown or missing keys, another
-// format version, unsafe names, boxes that do not cover). `source` is printed in errors.
+// Throws std::invalid_argument (bad JSON with position, unknown or missing keys,
+// another format version, unsafe names, boxes that do not cover). `source` is printed
+// in errors.
 Manifest parse_manifest(std::string_view text, std::string_view source);
 
 std::string dump_manifest(const Manifest& manifest);

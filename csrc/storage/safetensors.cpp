@@ -157,8 +157,10 @@ int64_t size_in_bytes(const TensorSpec& spec) {
 SafetensorsHeader parse_safetensors_header(std::string_view text, int64_t data_bytes,
                                            std::string_view source) {
   check_value(static_cast<int64_t>(text.size()) <= kMaxHeaderBytes, source,
-              ": header of ", text.size(), " bytes, expected at most ", kMaxHeaderBytes);
-  check_value(!text.empty() && text[0] == '{', source, ": the header starts not with {");
+              ": header of ", text.size(), " bytes, expected at most ",
+              kMaxHeaderBytes);
+  check_value(!text.empty() && text[0] == '{', source,
+              ": the header starts not with {");
   SafetensorsHeader header;
   bool has_metadata = false;
   std::unordered_set<std::string> names;

@@ -5,8 +5,8 @@
 //   data      the tensors, row-major, little-endian, without holes
 //
 // Read here more strictly than by the reference implementation: what it refuses is
-// refused, and so are unknown keys and more than 64 dims. Names of tensors are free text
-// and never used as paths.
+// refused, and so are unknown keys and more than 64 dims. Names of tensors are free
+// text and never used as paths.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,26 @@
 namespace torchtitan::storage {
 
 enum class Dtype : uint8_t {
-  kBool, kU8, kI8, kF8E5M2, kF8E4M3, kF8E8M0, kI16, kU16, kF16, kBF16, kI32, kU32, kF32,
-  kC64, kF64, kI64, kU64
+  kBool,
+  kU8,
+  kI8,
+  kF8E5M2,
+  kF8E4M3,
+  kF8E8M0,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kC64,
+  kF64,
+  kI64,
+  kU64
 };
 
-std::string_view dtype_name(Dtype dtype);                    // "BF16"
+std::string_view dtype_name(Dtype dtype);                     // "BF16"
 std::optional<Dtype> dtype_from_name(std::string_view name);  // nullopt: unknown
 int64_t dtype_size_bytes(Dtype dtype);
 

@@ -51,9 +51,10 @@ class WindowedReader {
 
   void read(int64_t offset, std::span<std::byte> out) {
     const auto size = static_cast<int64_t>(out.size());
-    if (offset < start_ || offset + size > start_ + static_cast<int64_t>(window_.size())) {
-      window_.resize(static_cast<size_t>(
-          std::min(std::max(kWindowBytes, size), end_ - offset)));
+    if (offset < start_ ||
+        offset + size > start_ + static_cast<int64_t>(window_.size())) {
+      window_.resize(
+          static_cast<size_t>(std::min(std::max(kWindowBytes, size), end_ - offset)));
       file_.read_at(offset, window_);
       start_ = offset;
     }
@@ -78,7 +79,8 @@ SafetensorsReader::SafetensorsReader(const std::string& path)
   }
 }
 
-const SafetensorsHeader::Entry& SafetensorsReader::entry(const std::string& name) const {
+const SafetensorsHeader::Entry& SafetensorsReader::entry(
+    const std::string& name) const {
   const auto place = index_.find(name);
   check_value(place != index_.end(), file_.path(), ": no tensor \"", name, '"');
   return header_.entries[place->second];
@@ -89,7 +91,8 @@ void SafetensorsReader::read_box(const std::string& name, const Box& box,
   const auto& [spec, begin, end] = entry(name);
   const std::string where = file_.path() + ": " + name;
   check_inside(box, spec.shape, where);
-  check_inside({destination.offset, box.size}, destination.shape, where + " into memory");
+  check_inside({destination.offset, box.size}, destination.shape,
+               where + " into memory");
   const int64_t item = dtype_size_bytes(spec.dtype);
   const int64_t needed = size_in_bytes({name, spec.dtype, destination.shape});
   check_value(static_cast<int64_t>(destination.memory.size()) == needed, where,
@@ -153,8 +156,8 @@ void SafetensorsWriter::append(const std::string& name,
               next_ < tensors_.size() ? tensors_[next_].name : "(none)", "\", got \"",
               name, '"');
   const int64_t expected = size_in_bytes(tensors_[next_]);
-  check_value(static_cast<int64_t>(data.size()) == expected, file_.path(), ": tensor \"",
-              name, "\" takes ", expected, " bytes, got ", data.size());
+  check_value(static_cast<int64_t>(data.size()) == expected, file_.path(),
+              ": tensor \"", name, "\" takes ", expected, " bytes, got ", data.size());
   write(data);
   ++next_;
 }

@@ -1,8 +1,9 @@
 // Safetensors files: a reader that copies any box of a tensor into given memory, and a
 // writer that streams tensors to a new file and makes it durable.
 //
-// Data are read by pread: a file that shrinks while it is read is an error, not a signal.
-// Neither class may be used by two threads at once, but several readers may share a file.
+// Data are read by pread: a file that shrinks while it is read is an error, not a
+// signal. Neither class may be used by two threads at once, but several readers may
+// share a file.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +30,8 @@ class SafetensorsReader {
   // Throws std::invalid_argument when the file has no such tensor.
   const SafetensorsHeader::Entry& entry(const std::string& name) const;
 
-  // Where a box goes: row-major memory of a tensor of this shape and of the stored dtype,
-  // the box starting at `offset` in it.
+  // Where a box goes: row-major memory of a tensor of this shape and of the stored
+  // dtype, the box starting at `offset` in it.
   struct Destination {
     std::span<std::byte> memory;
     std::vector<int64_t> shape;

@@ -27,7 +27,7 @@ from torchtitan_cpp.checkpoint.manifest import (
     parse_manifest,
 )
 from torchtitan_cpp.checkpoint.shards import ShardReader, collect_shards, write_shard
-from torchtitan_cpp.checkpoint.state import Json, Ranks, TrainingState
+from torchtitan_cpp.checkpoint.state import Json, Ranks, TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.logging import logger
 
@@ -71,6 +71,7 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
     staging = _Staging(**opened)
     try:
         reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
+        all_agree(ranks, what, lambda: _check_written(request, state, reports))
         on_first_rank(
             ranks, what, lambda: _publish(request, state, staging, reports, ranks)
         )
@@ -97,9 +98,7 @@ def _write(
     request: SaveRequest, state: TrainingState, staging: _Staging, ranks: Ranks
 ) -> dict[str, Json]:
     """Every rank: its boxes, and its part of the manifest."""
-    entries = state.tensors
-    if request.content != "training":
-        entries = [entry for entry in entries if entry.kind == "model"]
+    entries = _saved_entries(request, state)
     report = write_shard(
         staging.path, ranks.rank, entries, export_dtype=request.export_dtype
     )
@@ -110,6 +109,21 @@ def _write(
             for part, value in state.scalars.items()
         }
     return report
+
+
+def _saved_entries(request: SaveRequest, state: TrainingState) -> list[TensorEntry]:
+    is_full = request.content == "training"
+    return [entry for entry in state.tensors if is_full or entry.kind == "model"]
+
+
+def _check_written(
+    request: SaveRequest, state: TrainingState, reports: Sequence[Mapping[str, Any]]
+) -> None:
+    """Every rank: somebody has written each tensor that this rank has a part of."""
+    written = {tensor["name"] for report in reports for tensor in report["tensors"]}
+    for entry in _saved_entries(request, state):
+        if entry.name not in written:
+            raise ValueError(f"{entry.name}: no rank is its writer")
 
 
 def _publish(

@@ -50,7 +50,8 @@ TEST(Json, DecodesEscapesAndSurrogatePairs) {
 }
 
 TEST(Json, DumpsSortedAndCompactAndReadsItsOwnText) {
-  const Json value = parse(R"({"b": "\u0001\"", "a": [1, 1.0, 1e300, -0.0, null, true]})");
+  const Json value =
+      parse(R"({"b": "\u0001\"", "a": [1, 1.0, 1e300, -0.0, null, true]})");
   const std::string text = value.dump();
   EXPECT_EQ(text, "{\"a\":[1,1.0,1e+300,-0.0,null,true],\"b\":\"\\u0001\\\"\"}");
   EXPECT_EQ(parse(text), value);
@@ -79,14 +80,58 @@ TEST(Json, NamesLineAndColumnOfAMistake) {
 }
 
 TEST(Json, RefusesWhatIsNotJson) {
-  const std::string_view bad[] = {
-      "", " ", "{", "}", "[", "]", "[1,]", "{\"a\":1,}", "{,}", "[,1]", "{\"a\" 1}",
-      "{a:1}", "{1:1}", "{\"a\":}", "01", "-", "+1", ".5", "1.", "1.e5", "1e", "1e+",
-      "0x10", "-01", "NaN", "Infinity", "nul", "nulll", "tru", "True", "1 2", "[1]]",
-      "'a'", "\"a", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\\ud800\"",
-      "\"\\ud800\\u0041\"", "\"\\udc00\"", "\"\x01\"", "\"\n\"", "\"\x80\"",
-      "\"\xC0\x80\"", "\"\xED\xA0\x80\"", "\"\xF4\x90\x80\x80\"", "\"\xE2\x82\"",
-      "\xEF\xBB\xBF{}", "1e400", "-1e400", "// x\n1", "[1 /* */]"};
+  const std::string_view bad[] = {"",
+                                  " ",
+                                  "{",
+                                  "}",
+                                  "[",
+                                  "]",
+                                  "[1,]",
+                                  "{\"a\":1,}",
+                                  "{,}",
+                                  "[,1]",
+                                  "{\"a\" 1}",
+                                  "{a:1}",
+                                  "{1:1}",
+                                  "{\"a\":}",
+                                  "01",
+                                  "-",
+                                  "+1",
+                                  ".5",
+                                  "1.",
+                                  "1.e5",
+                                  "1e",
+                                  "1e+",
+                                  "0x10",
+                                  "-01",
+                                  "NaN",
+                                  "Infinity",
+                                  "nul",
+                                  "nulll",
+                                  "tru",
+                                  "True",
+                                  "1 2",
+                                  "[1]]",
+                                  "'a'",
+                                  "\"a",
+                                  "\"\\x\"",
+                                  "\"\\u12\"",
+                                  "\"\\u12g4\"",
+                                  "\"\\ud800\"",
+                                  "\"\\ud800\\u0041\"",
+                                  "\"\\udc00\"",
+                                  "\"\x01\"",
+                                  "\"\n\"",
+                                  "\"\x80\"",
+                                  "\"\xC0\x80\"",
+                                  "\"\xED\xA0\x80\"",
+                                  "\"\xF4\x90\x80\x80\"",
+                                  "\"\xE2\x82\"",
+                                  "\xEF\xBB\xBF{}",
+                                  "1e400",
+                                  "-1e400",
+                                  "// x\n1",
+                                  "[1 /* */]"};
   for (const std::string_view text : bad) EXPECT_NE(error_of(text), "accepted") << text;
   EXPECT_NE(error_of(std::string_view("1\0", 2)), "accepted");
 }

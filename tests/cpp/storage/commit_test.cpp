@@ -25,7 +25,8 @@ std::string id_of(int64_t number) {
 }
 
 struct Save {
-  int64_t step, sequence, parent;  // parent: sequence of the one it went on from, 0: none
+  int64_t step, sequence,
+      parent;  // parent: sequence of the one it went on from, 0: none
   Content content = Content::kTraining;
 };
 
@@ -33,8 +34,8 @@ struct Save {
 void save(const std::string& folder, const Save& what, const FaultHook& hook = {}) {
   const std::string id = id_of(what.sequence);
   const std::string staging = create_staging(folder, what.step, id);
-  SafetensorsWriter writer(staging + "/rank-00000.safetensors", {{"w", Dtype::kI64, {}}},
-                           {});
+  SafetensorsWriter writer(staging + "/rank-00000.safetensors",
+                           {{"w", Dtype::kI64, {}}}, {});
   writer.append("w", std::as_bytes(std::span(&what.sequence, 1)));
   commit(folder,
          {.step = what.step,
@@ -57,7 +58,8 @@ void save(const std::string& folder, const Save& what, const FaultHook& hook = {
 std::string steps_of(const FolderListing& listing) {
   std::string text;
   for (const FoundCheckpoint& found : listing.checkpoints) {
-    text += base::message(text.empty() ? "" : ",", found.step, found.manifest ? "" : "!");
+    text +=
+        base::message(text.empty() ? "" : ",", found.step, found.manifest ? "" : "!");
   }
   return text;
 }
@@ -73,7 +75,8 @@ int64_t newest_value(const std::string& folder) {
     verify_files(found.path, *found.manifest, 0, 1);
     int64_t value = 0;
     SafetensorsReader(found.path + "/rank-00000.safetensors")
-        .read_box("w", {{}, {}}, {std::as_writable_bytes(std::span(&value, 1)), {}, {}});
+        .read_box("w", {{}, {}},
+                  {std::as_writable_bytes(std::span(&value, 1)), {}, {}});
     EXPECT_EQ(value, found.manifest->sequence);
     return value;
   }
@@ -100,11 +103,18 @@ TEST(Commit, RefusesAStagingFolderThatIsNotWhatTheManifestSays) {
     const std::string id = id_of(sequence);
     create_staging(folder.path(), 1, id);
     write_text(staging + "/a", "12345");
-    Manifest manifest{.step = 1, .id = id, .parent = "", .sequence = sequence,
-                      .content = Content::kHuggingFace, .world_size = 1,
-                      .config_hash = "", .torch_version = "",
-                      .torchtitan_cpp_version = "", .files = {hash_file(staging, "a")},
-                      .tensors = {}, .scalars = Json::Object{},
+    Manifest manifest{.step = 1,
+                      .id = id,
+                      .parent = "",
+                      .sequence = sequence,
+                      .content = Content::kHuggingFace,
+                      .world_size = 1,
+                      .config_hash = "",
+                      .torch_version = "",
+                      .torchtitan_cpp_version = "",
+                      .files = {hash_file(staging, "a")},
+                      .tensors = {},
+                      .scalars = Json::Object{},
                       .gathered = Json::Object{}};
     change(staging, manifest);
     try {
@@ -116,15 +126,18 @@ TEST(Commit, RefusesAStagingFolderThatIsNotWhatTheManifestSays) {
   };
   const auto none = [](const std::string&, Manifest&) {};
   EXPECT_EQ(attempt(1, none), "reached");
-  EXPECT_NE(attempt(2, [](const std::string& staging, Manifest&) {
-              write_text(staging + "/b", "");
-            }).find("holds \"b\""), std::string::npos);
-  EXPECT_NE(attempt(3, [](const std::string& staging, Manifest&) {
-              fs::remove(staging + "/a");
-            }).find("a: missing"), std::string::npos);
-  EXPECT_NE(attempt(4, [](const std::string& staging, Manifest&) {
-              fs::resize_file(staging + "/a", 4);
-            }).find("expected 5 bytes, found 4"), std::string::npos);
+  EXPECT_NE(attempt(2, [](const std::string& staging,
+                          Manifest&) { write_text(staging + "/b", ""); })
+                .find("holds \"b\""),
+            std::string::npos);
+  EXPECT_NE(attempt(3, [](const std::string& staging,
+                          Manifest&) { fs::remove(staging + "/a"); })
+                .find("a: missing"),
+            std::string::npos);
+  EXPECT_NE(attempt(4, [](const std::string& staging,
+                          Manifest&) { fs::resize_file(staging + "/a", 4); })
+                .find("expected 5 bytes, found 4"),
+            std::string::npos);
   EXPECT_EQ(steps_in(folder.path()), "");
 }
 
@@ -145,14 +158,15 @@ TEST(Commit, DyingAtAnyPointNeverLosesAnAcknowledgedCheckpoint) {
         const auto die = [&](std::string_view reached) {
           if (reached == point) _exit(42);
         };
-        save(folder.path(), {.step = replaces ? 3 : 4, .sequence = 4, .parent = 3}, die);
+        save(folder.path(), {.step = replaces ? 3 : 4, .sequence = 4, .parent = 3},
+             die);
         purge(folder.path(), 2, id_of(4), die);
         _exit(0);
       }
       int status = 0;
       ASSERT_EQ(waitpid(child, &status, 0), child);
-      const bool other_path = replaces ? point == "renamed"
-                                       : point == "exchanged" || point == "replaced";
+      const bool other_path =
+          replaces ? point == "renamed" : point == "exchanged" || point == "replaced";
       // Where step 3 was replaced, its own parent is gone from the line of step 4.
       const bool no_purge = replaces && point.starts_with("purge");
       ASSERT_EQ(WEXITSTATUS(status), other_path || no_purge ? 0 : 42) << point;
@@ -204,9 +218,9 @@ TEST(Commit, ReplacesADamagedCheckpointButNeverAForeignFolder) {
 TEST(List, TakesOnlyRealFoldersNamedStepN) {
   const TemporaryFolder folder;
   save(folder.path(), {.step = 3, .sequence = 1, .parent = 0});
-  for (const char* const name : {"step-9.bak", "old-step-99", "step-09", "step-",
-                                 "step--1", "step-+1", "step-1e3", "step-4 ",
-                                 "step-99999999999999999999", "Step-5"}) {
+  for (const char* const name :
+       {"step-9.bak", "old-step-99", "step-09", "step-", "step--1", "step-+1",
+        "step-1e3", "step-4 ", "step-99999999999999999999", "Step-5"}) {
     fs::copy(folder / "step-3", folder / name, fs::copy_options::recursive);
   }
   fs::create_directory_symlink(folder / "step-3", folder / "step-50");
@@ -298,7 +312,8 @@ TEST(Leftovers, OnlyFoldersOfItsOwnNamesAreRemoved) {
   const TemporaryFolder elsewhere;
   write_text(elsewhere / "keep", "x");
   fs::create_directory_symlink(elsewhere.path(), folder / ("step-5.tmp-" + id));
-  fs::create_directory_symlink(elsewhere.path(), folder / ("step-1.tmp-" + id + "/link"));
+  fs::create_directory_symlink(elsewhere.path(),
+                               folder / ("step-1.tmp-" + id + "/link"));
   EXPECT_EQ(remove_leftovers(folder.path()),
             (std::vector<std::string>{".trash-step-2-" + id, "step-1.tmp-" + id}));
   EXPECT_TRUE(fs::exists(elsewhere / "keep"));
@@ -306,8 +321,8 @@ TEST(Leftovers, OnlyFoldersOfItsOwnNamesAreRemoved) {
 }
 
 TEST(PlainName, RefusesEveryWayOutOfTheFolder) {
-  for (const std::string name :
-       {"", ".", "..", "../a", "a/b", "/a", "a/../b", "~", "~/a", ".hidden", "a\n", "a/"}) {
+  for (const std::string name : {"", ".", "..", "../a", "a/b", "/a", "a/../b", "~",
+                                 "~/a", ".hidden", "a\n", "a/"}) {
     EXPECT_THROW(check_plain_name(name, "x"), std::invalid_argument) << name;
   }
   EXPECT_THROW(check_plain_name(std::string("a\0b", 3), "x"), std::invalid_argument);
@@ -332,7 +347,8 @@ TEST(File, AFullDiskIsAnErrorWithPathAndReason) {
       write_text(folder / "large", std::string(5000, 'x'));
     } catch (const FileError& error) {
       const std::string text = error.what();
-      _exit(error.code() == EFBIG && text.find("large: cannot write") != text.npos ? 7 : 1);
+      _exit(error.code() == EFBIG && text.find("large: cannot write") != text.npos ? 7
+                                                                                   : 1);
     }
     _exit(2);
   }

@@ -12,24 +12,25 @@ namespace {
 using base::Json;
 
 Manifest example() {
-  return {.step = 10,
-          .id = "0123456789abcdef",
-          .parent = "",
-          .sequence = 3,
-          .content = Content::kTraining,
-          .world_size = 2,
-          .config_hash = "c",
-          .torch_version = "2.13.0",
-          .torchtitan_cpp_version = "0.1.0",
-          .files = {{"rank-00000.safetensors", 100, std::string(64, 'a')},
-                    {"rank-00001.safetensors", 90, std::string(64, 'b')}},
-          .tensors = {{.name = "w",
-                       .kind = "model",
-                       .dtype = Dtype::kF32,
-                       .shape = {3, 2},
-                       .boxes = {{0, "w", {{0, 0}, {2, 2}}}, {1, "w", {{2, 0}, {1, 2}}}}}},
-          .scalars = Json::Object{{"train_state", Json::Object{{"step", 10}}}},
-          .gathered = Json::Object{{"rng", Json::Array{1, 2}}}};
+  return {
+      .step = 10,
+      .id = "0123456789abcdef",
+      .parent = "",
+      .sequence = 3,
+      .content = Content::kTraining,
+      .world_size = 2,
+      .config_hash = "c",
+      .torch_version = "2.13.0",
+      .torchtitan_cpp_version = "0.1.0",
+      .files = {{"rank-00000.safetensors", 100, std::string(64, 'a')},
+                {"rank-00001.safetensors", 90, std::string(64, 'b')}},
+      .tensors = {{.name = "w",
+                   .kind = "model",
+                   .dtype = Dtype::kF32,
+                   .shape = {3, 2},
+                   .boxes = {{0, "w", {{0, 0}, {2, 2}}}, {1, "w", {{2, 0}, {1, 2}}}}}},
+      .scalars = Json::Object{{"train_state", Json::Object{{"step", 10}}}},
+      .gathered = Json::Object{{"rng", Json::Array{1, 2}}}};
 }
 
 std::string error_of(std::string_view text) {

@@ -80,7 +80,8 @@ TEST(SafetensorsFile, CopiesAnyBoxToItsPlaceAndNothingElse) {
       expected[static_cast<size_t>(to)] = static_cast<int32_t>(from);
     }
     SafetensorsReader(path).read_box(
-        "w", box, {std::as_writable_bytes(std::span(memory)), memory_shape, memory_offset});
+        "w", box,
+        {std::as_writable_bytes(std::span(memory)), memory_shape, memory_offset});
     EXPECT_EQ(memory, expected);
   }
 }

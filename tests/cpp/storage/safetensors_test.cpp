@@ -42,8 +42,9 @@ TEST(SafetensorsHeader, ReadsTensorsInTheOrderOfTheirData) {
 TEST(SafetensorsHeader, SaysWhatIsWrongWithATensor) {
   EXPECT_EQ(error_of(one(R"("F32")", "[2]", "[0,4]"), 4),
             "m.safetensors: tensor \"a\" takes 8 bytes, but its offsets are 0 and 4");
-  EXPECT_EQ(error_of(one(R"("F32")", "[1]", "[0,4]"), 9),
-            "m.safetensors: the tensors take 4 bytes, but the file holds 9 bytes of data");
+  EXPECT_EQ(
+      error_of(one(R"("F32")", "[1]", "[0,4]"), 9),
+      "m.safetensors: the tensors take 4 bytes, but the file holds 9 bytes of data");
   EXPECT_EQ(error_of(one(R"("F32")", "[1]", "[4,8]"), 8),
             "m.safetensors: tensor \"a\" starts at byte 4 of the data, expected 0");
 }
@@ -54,7 +55,8 @@ TEST(SafetensorsHeader, RefusesWhatDoesNotFitTogether) {
   ASSERT_EQ(error_of(good, 4), "accepted");
   const auto two = [](std::string_view a, std::string_view b) {
     return base::message(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":)", a,
-                         R"(},"b":{"dtype":"F32","shape":[1],"data_offsets":)", b, "}}");
+                         R"(},"b":{"dtype":"F32","shape":[1],"data_offsets":)", b,
+                         "}}");
   };
   ASSERT_EQ(error_of(two("[0,4]", "[4,8]"), 8), "accepted");
   const std::string many_dims = "[1" + [] {
@@ -163,8 +165,9 @@ TEST(SafetensorsHeader, WrittenTextReadsBackTheSame) {
     EXPECT_EQ(header.entries[i].spec.dtype, specs[i].dtype);
     EXPECT_EQ(header.entries[i].spec.shape, specs[i].shape);
   }
-  EXPECT_THROW(safetensors_header({{"a", Dtype::kF32, {1}}, {"a", Dtype::kF32, {1}}}, {}),
-               std::invalid_argument);
+  EXPECT_THROW(
+      safetensors_header({{"a", Dtype::kF32, {1}}, {"a", Dtype::kF32, {1}}}, {}),
+      std::invalid_argument);
   EXPECT_THROW(safetensors_header({{"__metadata__", Dtype::kF32, {1}}}, {}),
                std::invalid_argument);
 }

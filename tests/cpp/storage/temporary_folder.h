@@ -9,7 +9,8 @@ namespace torchtitan::storage {
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "storageXXXXXX").string();
+    std::string name =
+        (std::filesystem::temp_directory_path() / "storageXXXXXX").string();
     path_ = mkdtemp(name.data());
   }
   ~TemporaryFolder() { std::filesystem::remove_all(path_); }

@@ -1,0 +1,207 @@
+"""Which checkpoint is loaded, and what must agree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_ranks import (
+    Grid,
+    example_tensors,
+    is_box_of,
+    results,
+    run_ranks,
+    state_of,
+)
+from checkpoint_runs import (
+    ENABLED,
+    ONE,
+    SCALARS,
+    flip_bit,
+    load,
+    load_plain,
+    manager,
+    save_steps,
+)
+
+from torchtitan_cpp.checkpoint import (
+    CheckpointError,
+    TrainingState,
+)
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "flipped bit": lambda step: flip_bit(step / "rank-00000.safetensors"),
+    "truncated": lambda step: os.truncate(step / "rank-00000.safetensors", 100),
+    "missing file": lambda step: os.remove(step / "rank-00000.safetensors"),
+    "flipped bit in the manifest": lambda step: flip_bit(step / "manifest.json"),
+    "no manifest": lambda step: os.remove(step / "manifest.json"),
+    "no checksum": lambda step: os.remove(step / "manifest.sha256"),
+}
+
+
+def test_nothing_is_loaded_when_disabled_or_when_there_is_nothing(
+    tmp_path: Path,
+) -> None:
+    state = state_of(example_tensors(), ONE, 0)
+    assert manager(tmp_path).load(state) is None
+    (tmp_path / "checkpoint").mkdir()
+    assert manager(tmp_path).load(state) is None
+    save_steps(tmp_path, 10)
+    assert manager(tmp_path, replace(ENABLED, enable=False)).load(state) is None
+
+
+def test_the_last_saved_or_the_named_step_is_loaded(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20, 30)
+    assert load(tmp_path)[1] == 30
+    assert load(tmp_path, replace(ENABLED, load_step=20))[0].step == 20
+    with pytest.raises(FileNotFoundError, match=r"step-25 .*steps: 10, 20, 30"):
+        load(tmp_path, replace(ENABLED, load_step=25))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_a_word_or_refused_by_name(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, 10, 20)
+    DAMAGES[damage](tmp_path / "checkpoint/step-20")
+    caplog.set_level("INFO", logger="torchtitan_cpp")
+    assert load(tmp_path)[0].step == 10
+    assert "going back to an older checkpoint" in caplog.text
+    assert "step-20" in caplog.text
+    with pytest.raises(CheckpointError, match="step-20"):
+        load(tmp_path, replace(ENABLED, load_step=20))
+    # The damaged one is replaced when training comes there again.
+    run = manager(tmp_path)
+    run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS))
+    state = state_of(example_tensors(21), ONE, 0, scalars=SCALARS)
+    if damage == "no manifest":
+        with pytest.raises(CheckpointError, match="move it away"):
+            run.save(20, state)
+    else:
+        run.save(20, state)
+        assert load(tmp_path) == (load(tmp_path)[0], 21)
+
+
+def test_training_never_starts_over_when_every_checkpoint_is_damaged(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path, 10, 20)
+    for step in (10, 20):
+        flip_bit(tmp_path / f"checkpoint/step-{step}/rank-00000.safetensors")
+    with pytest.raises(CheckpointError, match="does not start over silently"):
+        load(tmp_path)
+    for step in (10, 20):
+        os.remove(tmp_path / f"checkpoint/step-{step}/manifest.json")
+    with pytest.raises(CheckpointError, match="does not start over silently"):
+        load(tmp_path)
+
+
+def test_damage_seen_by_one_rank_is_agreed_on_by_all(tmp_path: Path) -> None:
+    grid = Grid(rows=2)
+
+    def run(step: int) -> list[Any]:
+        def save(ranks: Any) -> str:
+            state = state_of(example_tensors(step), grid, ranks.rank)
+            path: str = manager(tmp_path, ranks=ranks).save(step, state)
+            return path
+
+        return results(run_ranks(2, save))
+
+    run(10), run(20)
+    flip_bit(tmp_path / "checkpoint/step-20/rank-00001.safetensors")
+
+    def load_it(ranks: Any) -> int:
+        state = state_of(example_tensors(), grid, ranks.rank, zeros=True)
+        loaded = manager(tmp_path, ranks=ranks).load(state)
+        assert all(is_box_of(e, example_tensors(10)[e.name]) for e in state.tensors)
+        return loaded.step  # type: ignore[no-any-return]
+
+    assert results(run_ranks(2, load_it)) == [10, 10]
+
+
+@pytest.mark.parametrize(
+    "name", ["step-99.bak", "old-step-99", "step-099", "link", "file", "step-99.tmp-x"]
+)
+def test_names_that_are_not_exactly_a_step_are_not_checkpoints(
+    name: str, tmp_path: Path
+) -> None:
+    save_steps(tmp_path, 10, 99)
+    folder = tmp_path / "checkpoint"
+    if name == "link":
+        shutil.move(folder / "step-99", tmp_path / "elsewhere")
+        os.symlink(tmp_path / "elsewhere", folder / "step-99")
+    elif name == "file":
+        shutil.rmtree(folder / "step-99")
+        (folder / "step-99").write_text("x")
+    else:
+        shutil.move(folder / "step-99", folder / name)
+    assert load(tmp_path)[0].step == 10
+    if name not in ("link", "file"):
+        # With nothing else there, the folder counts as empty.
+        shutil.rmtree(folder / "step-10")
+        state = state_of(example_tensors(), ONE, 0)
+        assert manager(tmp_path).load(state) is None
+
+
+def test_excluded_parts_are_left_alone(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    settings = replace(ENABLED, exclude_from_loading=["optimizer", "lr_scheduler"])
+    state = state_of(example_tensors(), ONE, 0, zeros=True, scalars=SCALARS)
+    loaded = manager(tmp_path, settings).load(state)
+    assert loaded.scalars == {"train_state": SCALARS["train_state"]}
+    for entry in state.tensors:
+        expected = entry.kind == "model"
+        assert is_box_of(entry, example_tensors(10)[entry.name]) == expected
+    with pytest.raises(ValueError, match="no part 'optimiser' .nearest: optimizer"):
+        load(tmp_path, replace(ENABLED, exclude_from_loading=["optimiser"]))
+
+
+def test_names_shapes_and_dtypes_must_agree(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    good = example_tensors()
+
+    def error_of(tensors: dict[str, torch.Tensor]) -> str:
+        with pytest.raises(ValueError) as caught:
+            manager(tmp_path).load(state_of(tensors, ONE, 0, zeros=True))
+        return str(caught.value)
+
+    renamed = {n.replace("norm.weight", "norms.weight"): t for n, t in good.items()}
+    assert "does not hold norms.weight (nearest: norm.weight)" in error_of(renamed)
+    fewer = {n: t for n, t in good.items() if n != "half"}
+    assert "holds half, which the model does not have" in error_of(fewer)
+    other = good | {"norm.weight": torch.zeros(14)}
+    assert "norm.weight has the shape (13,), the run (14,)" in error_of(other)
+    wider = good | {"norm.weight": torch.zeros(13, dtype=torch.float64)}
+    assert "norm.weight is stored as F32, the run has F64" in error_of(wider)
+    state = state_of(good, ONE, 0, scalars={"train_state": 1, "lr_schedule": 2})
+    with pytest.raises(ValueError, match=r"lr_schedule .nearest: lr_scheduler"):
+        manager(tmp_path).load(state)
+
+
+def test_ranks_may_hold_different_tensors_but_none_may_be_left_out(
+    tmp_path: Path,
+) -> None:
+    tensors = example_tensors(10)
+
+    def stage(rank: int, names: list[str]) -> TrainingState:
+        held = {name: tensors[name] for name in names[rank::2]}
+        return state_of(held, ONE, 0)
+
+    def save(ranks: Any) -> None:
+        manager(tmp_path, ranks=ranks).save(10, stage(ranks.rank, list(tensors)))
+
+    results(run_ranks(2, save))
+    assert load_plain(tmp_path) == 10
+
+    def load_fewer(ranks: Any) -> None:
+        state = stage(ranks.rank, [n for n in tensors if n != "half"])
+        manager(tmp_path, ranks=ranks).load(state)
+
+    outcomes = run_ranks(2, load_fewer)
+    assert all("holds half, which" in str(outcome) for outcome in outcomes)

@@ -1,0 +1,217 @@
+"""When checkpoints are saved, how a save fails, and which are deleted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_ranks import (
+    Grid,
+    example_tensors,
+    run_ranks,
+    state_of,
+)
+from checkpoint_runs import (
+    ENABLED,
+    ONE,
+    SCALARS,
+    load,
+    load_plain,
+    manager,
+    save_steps,
+    steps_in,
+)
+
+from torchtitan_cpp.checkpoint import (
+    CheckpointError,
+    TensorEntry,
+    TrainingState,
+)
+
+
+def test_saving_is_due_at_the_interval_the_last_and_on_request_the_first_step(
+    tmp_path: Path,
+) -> None:
+    run = manager(tmp_path)
+    due = [step for step in range(1, 31) if run.should_save(step, last_step=step == 25)]
+    assert due == [10, 20, 25, 30]
+    first = replace(ENABLED, enable_first_step_checkpoint=True)
+    assert manager(tmp_path, first).should_save(1)
+    for off in (replace(ENABLED, enable=False), replace(ENABLED, load_only=True)):
+        assert not manager(tmp_path, off).should_save(10, last_step=True)
+    run.save(10, state_of(example_tensors(), ONE, 0))
+    assert not run.should_save(10, last_step=True)
+
+
+def test_a_step_that_was_just_saved_is_not_saved_again(tmp_path: Path) -> None:
+    run = manager(tmp_path)
+    state = state_of(example_tensors(), ONE, 0)
+    path = run.save(10, state)
+    before = os.stat(path).st_ino
+    assert run.save(10, state) == path
+    assert os.stat(path).st_ino == before
+
+
+def test_after_going_back_the_new_checkpoint_is_the_latest_and_is_not_purged(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path, 100, 200, 300)
+    settings = replace(ENABLED, load_step=100, keep_latest_k=2)
+    run = manager(tmp_path, settings)
+    state = state_of(example_tensors(100), ONE, 0, scalars=SCALARS)
+    assert run.load(state).step == 100
+    run.save(110, state_of(example_tensors(110), ONE, 0, scalars=SCALARS))
+    assert load(tmp_path)[0].step == 110
+    assert steps_in(tmp_path) == ["step-100", "step-110", "step-200", "step-300"]
+
+
+def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
+    for k, kept in [(1, ["step-50"]), (2, ["step-40", "step-50"]), (0, 5)]:
+        folder = tmp_path / str(k)
+        save_steps(
+            folder, 10, 20, 30, 40, 50, settings=replace(ENABLED, keep_latest_k=k)
+        )
+        assert steps_in(folder) == kept if k else len(steps_in(folder)) == kept
+
+
+def test_keeping_goes_on_across_a_resumed_run(tmp_path: Path) -> None:
+    settings = replace(ENABLED, keep_latest_k=2)
+    save_steps(tmp_path, 10, 20, settings=settings)
+    run = manager(tmp_path, settings)
+    run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS))
+    run.save(30, state_of(example_tensors(30), ONE, 0, scalars=SCALARS))
+    assert steps_in(tmp_path) == ["step-20", "step-30"]
+
+
+def entry(offset: int, size: int, *, is_writer: bool = True) -> TensorEntry:
+    return TensorEntry(
+        name="w",
+        kind="model",
+        local=torch.ones(size),
+        global_shape=(10,),
+        offset=(offset,),
+        size=(size,),
+        is_writer=is_writer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ([entry(0, 5), entry(4, 6)], r"boxes \[0:5\] and \[4:10\] overlap"),
+        ([entry(0, 10), entry(0, 10)], "overlap"),
+        ([entry(0, 5), entry(6, 4)], "the boxes hold 9 of its 10 elements"),
+        ([entry(0, 10, is_writer=False)], "w: no rank is its writer"),
+        ([entry(0, 10, is_writer=False), entry(0, 0)], "hold 0 of its 10 elements"),
+    ],
+    ids=["overlap", "two writers", "hole", "no writer", "box without writer"],
+)
+def test_a_save_that_would_not_cover_every_element_once_fails(
+    entries: list[TensorEntry], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        manager(tmp_path).save(10, TrainingState(tensors=entries))
+    assert steps_in(tmp_path) == []
+
+
+def test_an_entry_must_fit_its_box() -> None:
+    for fields, text in [
+        ({"offset": (6,), "size": (5,)}, "lies outside"),
+        ({"offset": (0, 0)}, "do not fit"),
+        ({"local": torch.ones(4)}, "expected a contiguous tensor of shape"),
+        ({"local": torch.ones(10)[::2]}, "contiguous"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            replace(entry(0, 5), **fields)  # type: ignore[arg-type]
+
+
+def test_a_failure_on_one_rank_fails_the_save_on_all_and_keeps_the_old_one(
+    tmp_path: Path,
+) -> None:
+    grid = Grid(rows=3)
+
+    def save(ranks: Any) -> None:
+        run = manager(tmp_path, ranks=ranks)
+        run.save(10, state_of(example_tensors(10), grid, ranks.rank))
+        state = state_of(example_tensors(20), grid, ranks.rank)
+        if ranks.rank == 1:
+            bad = torch.zeros((), dtype=torch.complex128)
+            extra = replace(state.tensors[-1], name="bad", local=bad, is_writer=True)
+            state = replace(state, tensors=[*state.tensors, extra])
+        run.save(20, state)
+
+    outcomes = run_ranks(3, save)
+    assert all(isinstance(outcome, CheckpointError) for outcome in outcomes)
+    assert len({str(outcome) for outcome in outcomes}) == 1
+    assert "rank 1: safetensors has no dtype for ComplexDouble" in str(outcomes[0])
+    assert steps_in(tmp_path) == ["step-10"]
+    assert load_plain(tmp_path) == 10
+
+
+def test_state_that_differs_between_ranks_is_not_saved(tmp_path: Path) -> None:
+    def save(ranks: Any) -> None:
+        scalars = {"rng": 1, "train_state": ranks.rank}
+        state = state_of(example_tensors(), Grid(rows=2), ranks.rank, scalars=scalars)
+        manager(tmp_path, ranks=ranks).save(10, state)
+
+    outcomes = run_ranks(2, save)
+    assert all("train_state of rank 1 is not rank 0's" in str(o) for o in outcomes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2**64, {1, 2}, b"x", "\ud800"])
+def test_state_that_json_cannot_hold_is_not_saved(value: Any, tmp_path: Path) -> None:
+    state = state_of(example_tensors(), ONE, 0, scalars={"rng": value})
+    with pytest.raises(CheckpointError):
+        manager(tmp_path).save(10, state)
+    assert steps_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "point", ["before manifest", "manifest written", "before rename"]
+)
+def test_a_fault_while_publishing_keeps_the_old_checkpoint(
+    point: str, tmp_path: Path
+) -> None:
+    def fail(reached: str) -> None:
+        if reached == point:
+            raise OSError(28, "No space left on device")
+
+    save_steps(tmp_path, 10)
+    run = manager(tmp_path, fault_hook=fail)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.save(20, state_of(example_tensors(20), ONE, 0))
+    assert steps_in(tmp_path) == ["step-10"]
+    assert load(tmp_path)[0].step == 10
+
+
+def test_no_save_is_tried_once_a_rank_has_died(tmp_path: Path) -> None:
+    run = manager(tmp_path)
+    run.forbid_saving("rank 3 has died")
+    assert not run.should_save(10, last_step=True)
+    with pytest.raises(CheckpointError, match="step-10 is not saved: rank 3 has died"):
+        run.save(10, state_of(example_tensors(), ONE, 0))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_load_only_never_saves(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    run = manager(tmp_path, replace(ENABLED, load_only=True))
+    with pytest.raises(CheckpointError, match="load_only"):
+        run.save(20, state_of(example_tensors(), ONE, 0))
+    assert load(tmp_path, replace(ENABLED, load_only=True))[0].step == 10
+
+
+def test_what_killed_processes_left_is_cleaned_up_by_the_next_save(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path, 10)
+    for name in (f"step-20.tmp-{'a' * 16}", f".trash-step-5-{'b' * 16}"):
+        shutil.copytree(tmp_path / "checkpoint/step-10", tmp_path / "checkpoint" / name)
+    assert load(tmp_path)[0].step == 10
+    save_steps(tmp_path, 20)
+    assert steps_in(tmp_path) == ["step-10", "step-20"]

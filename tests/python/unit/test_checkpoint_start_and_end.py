@@ -1,0 +1,154 @@
+"""Saves of weights only, and what a run may start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_ranks import (
+    Grid,
+    example_tensors,
+    is_box_of,
+    results,
+    run_ranks,
+    state_of,
+)
+from checkpoint_runs import (
+    ENABLED,
+    ONE,
+    SCALARS,
+    flip_bit,
+    load,
+    manager,
+    save_steps,
+)
+
+from torchtitan_cpp.checkpoint import (
+    CheckpointError,
+    LoadedState,
+)
+
+
+def test_the_last_save_holds_the_weights_only_and_is_not_resumed_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = manager(tmp_path, replace(ENABLED, export_dtype="bfloat16"))
+    state = state_of(example_tensors(20), ONE, 0, scalars=SCALARS)
+    run.save(20, state, last_step=True)
+    with pytest.raises(CheckpointError, match="step-20: holds the weights only"):
+        load(tmp_path)
+    save_steps(tmp_path, 10)
+    run = manager(tmp_path)
+    assert run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS)).step == 10
+    run.save(20, state, last_step=True)
+    caplog.set_level("INFO", logger="torchtitan_cpp")
+    assert load(tmp_path)[0].step == 10
+    assert "step-20: holds the weights only" in caplog.text
+
+    initial = replace(
+        ENABLED,
+        folder="new",
+        initial_load_path=str(tmp_path / "checkpoint/step-20"),
+    )
+    target = state_of(example_tensors(), ONE, 0, zeros=True, scalars=SCALARS)
+    loaded = manager(tmp_path, initial).load(target)
+    assert (loaded.step, loaded.scalars) == (0, {})
+    for held in target.tensors:
+        if held.kind == "model":
+            assert is_box_of(held, example_tensors(20)[held.name])
+        else:
+            assert not held.local.any()
+
+
+def test_the_last_save_is_cast_to_the_export_dtype(tmp_path: Path) -> None:
+    run = manager(tmp_path, replace(ENABLED, export_dtype="bfloat16"))
+    path = run.save(20, state_of(example_tensors(20), ONE, 0), last_step=True)
+    initial = replace(ENABLED, folder="new", initial_load_path=path)
+    target = state_of(example_tensors(), ONE, 0, zeros=True)
+    manager(tmp_path, initial).load(target)
+    for held in target.tensors:
+        if held.kind == "model":
+            expected = example_tensors(20)[held.name]
+            assert is_box_of(held, expected.bfloat16().to(expected.dtype))
+
+
+def test_a_full_last_save_can_be_resumed_from(tmp_path: Path) -> None:
+    run = manager(tmp_path, replace(ENABLED, last_save_model_only=False))
+    state = state_of(example_tensors(20), ONE, 0, scalars=SCALARS)
+    run.save(20, state, last_step=True)
+    assert load(tmp_path)[0].step == 20
+
+
+def test_the_initial_path_is_used_only_while_the_run_has_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path / "other", 30)
+    settings = replace(
+        ENABLED,
+        initial_load_path=str(tmp_path / "other/checkpoint/step-30"),
+        initial_load_model_only=False,
+    )
+    (tmp_path / "checkpoint").mkdir()
+    assert load(tmp_path, settings)[0].step == 30
+    save_steps(tmp_path, 10)
+    assert load(tmp_path, settings)[0].step == 10
+
+
+def test_an_initial_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_steps(tmp_path / "other", 30)
+    for path, text in [
+        (tmp_path / "nothing", "is no folder"),
+        (tmp_path / "other/checkpoint", "such as .../step-100"),
+    ]:
+        settings = replace(ENABLED, initial_load_path=str(path))
+        with pytest.raises(ValueError, match=text):
+            load(tmp_path, settings)
+    flip_bit(tmp_path / "other/checkpoint/step-30/rank-00000.safetensors")
+    path = tmp_path / "other/checkpoint/step-30"
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load(tmp_path, replace(ENABLED, initial_load_path=str(path)))
+
+
+def test_a_seed_checkpoint_gives_every_layout_the_same_weights(tmp_path: Path) -> None:
+    tensors = example_tensors(0)
+    manager(tmp_path).save_seed(state_of(tensors, ONE, 0, scalars=SCALARS))
+    grid = Grid(rows=2)
+
+    def load_it(ranks: Any) -> LoadedState:
+        state = state_of(tensors, grid, ranks.rank, zeros=True, scalars=SCALARS)
+        loaded = manager(tmp_path, ranks=ranks).load(state)
+        for held in state.tensors:
+            if held.kind == "model":
+                assert is_box_of(held, tensors[held.name])
+        return loaded  # type: ignore[no-any-return]
+
+    for loaded in results(run_ranks(2, load_it)):
+        assert (loaded.step, loaded.scalars) == (0, {})
+
+    def seed(ranks: Any) -> None:
+        state = state_of(tensors, grid, ranks.rank)
+        manager(tmp_path, ranks=ranks).save_seed(state)
+
+    assert all("expects one rank" in str(o) for o in run_ranks(2, seed))
+    with pytest.raises(ValueError, match="needs checkpoint.enable"):
+        disabled = replace(ENABLED, enable=False)
+        manager(tmp_path, disabled).save_seed(state_of(tensors, ONE, 0))
+
+
+def test_contradicting_settings_are_refused(tmp_path: Path) -> None:
+    for settings, text in [
+        (
+            replace(ENABLED, last_save_in_hf=True, last_save_model_only=False),
+            "needs checkpoint.last_save_model_only",
+        ),
+        (
+            replace(ENABLED, initial_load_in_hf=True, initial_load_model_only=False),
+            "needs checkpoint.initial_load_model_only",
+        ),
+        (replace(ENABLED, last_save_in_hf=True), "no state_dict_adapter"),
+        (replace(ENABLED, initial_load_in_hf=True), "no state_dict_adapter"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            manager(tmp_path, settings)
