@@ -42,6 +42,7 @@ void check(const StepShape& shape) {
   check_value(shape.num_microbatches >= 1,
               "step shape: a step has at least one microbatch, got ",
               shape.num_microbatches);
+  check_value(shape.constant_bytes >= 0, "step shape: constant_bytes is negative");
   for (const GroupShape& group : shape.groups) check(group);
   for (const SegmentShape& segment : shape.segments) {
     check(segment, static_cast<int64_t>(shape.groups.size()));

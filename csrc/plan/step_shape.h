@@ -29,6 +29,9 @@ struct GroupShape {
   int64_t optimizer_bytes;  // per element, of all the optimizer's states together
   Reshard reshard_after_forward;
   bool trainable;  // false: no gradient and no optimizer step
+  // Mesh axes of the two counts above.
+  std::string shard_axis = "fsdp";
+  std::string replica_axis = "dp_replicate";
 };
 
 // A link of the model's chain.
@@ -37,9 +40,9 @@ struct SegmentShape {
   std::vector<int64_t> groups;  // indices of the parameter groups it uses
   int64_t forward_flops;
   int64_t backward_flops;           // without recomputation
-  int64_t input_bytes;              // tensors it is given; kept until its backward
+  int64_t input_bytes;              // tensors it is given
   int64_t output_bytes;             // tensors it hands to the next segment
-  int64_t saved_bytes;              // what forward keeps for backward beyond its inputs
+  int64_t saved_bytes;              // what its backward needs beyond inputs and outputs
   int64_t forward_temporary_bytes;  // most that forward needs beyond all of these
   int64_t backward_temporary_bytes;  // most that backward needs beyond all of these
   bool recompute;                    // keep only the inputs, run forward again
@@ -49,6 +52,9 @@ struct StepShape {
   std::vector<SegmentShape> segments;  // in forward order
   std::vector<GroupShape> groups;
   int64_t num_microbatches;
+  // Tensors that live through the whole step beside parameters and the inputs of the
+  // first segment: tables of the model, labels.
+  int64_t constant_bytes = 0;
 };
 
 // Throws std::invalid_argument for a shape that no step can have: no segment, no

@@ -37,6 +37,8 @@ TEST(StepShape, RefusesWhatNoStepCanHave) {
             "step shape: group 'group1' has a negative size");
   EXPECT_EQ(refusal([](StepShape& s) { s.segments[0].saved_bytes = -1; }),
             "step shape: segment 'segment0' has a negative size");
+  EXPECT_EQ(refusal([](StepShape& s) { s.constant_bytes = -1; }),
+            "step shape: constant_bytes is negative");
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "plan/memory_model.h"
 #include "plan/shapes.h"
+#include "plan/simulate.h"
 
 namespace torchtitan::plan::passes {
 namespace {
@@ -28,6 +30,44 @@ TEST(StepProgram, ForwardProgramGathersAndFreesOnly) {
   EXPECT_EQ(one_line(build_forward_program(chain(2, 2, 2, 1), 1)),
             "Unshard g0; Wait Unshard g0; Unshard g1; Forward s0 mb0; Reshard g0; "
             "Wait Unshard g1; Forward s1 mb0; Reshard g1");
+}
+
+TEST(StepProgram, LeavesNoMemoryBehindWhateverTheLayout) {
+  for (const Reshard reshard : {Reshard::kAlways, Reshard::kDefault, Reshard::kNever}) {
+    for (const int64_t depth : {0, 1, 3}) {
+      StepShape shape = chain(4, 2, 2, 2, reshard);
+      shape.segments[1].recompute = true;
+      shape.segments[3].recompute = true;
+      shape.segments[3].groups = {3, 0};
+      shape.groups[2].shards = 1;
+      const Program program =
+          build_step_program(shape, {.prefetch_depth = depth,
+                                     .reduce_depth = depth,
+                                     .optimizer = OptimizerTiming::kAtLastGradient});
+      const MemoryEstimate estimate = estimate_memory(program, shape);
+      EXPECT_EQ(estimate.after, estimate.before) << to_string(program);
+      const Program forward = build_forward_program(shape, depth);
+      EXPECT_EQ(estimate_memory(forward, shape).after, estimate.before);
+    }
+  }
+}
+
+TEST(StepProgram, OverlapCostsMemoryAndSavesTime) {
+  const StepShape shape = chain(6, 4, 1, 1);
+  const CostModel cost{.flops_per_second = 100.0,
+                       .memory_bytes_per_second = 1e6,
+                       .links = {{"fsdp", {100.0, 0.0}}}};
+  const auto run = [&](int64_t depth) {
+    return build_step_program(shape, {.prefetch_depth = depth,
+                                      .reduce_depth = depth,
+                                      .optimizer = OptimizerTiming::kAtEnd});
+  };
+  const Simulation serial = simulate(run(0), shape, cost);
+  const Simulation overlapped = simulate(run(1), shape, cost);
+  EXPECT_LT(overlapped.seconds, 0.8 * serial.seconds);
+  EXPECT_DOUBLE_EQ(overlapped.compute_seconds, serial.compute_seconds);
+  EXPECT_GT(estimate_memory(run(1), shape).peak.total(),
+            estimate_memory(run(0), shape).peak.total());
 }
 
 TEST(StepProgram, RefusesShapesAndDepthsThatMakeNoStep) {

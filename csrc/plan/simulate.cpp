@@ -1,0 +1,147 @@
+#include "plan/simulate.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/errors.h"
+#include "plan/traffic.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using base::check_value;
+
+void check_rate(const char* name, double rate) {
+  check_value(rate > 0.0, "simulate: ", name, " must be positive, got ", rate);
+}
+
+class Clock {
+ public:
+  Clock(const StepShape& shape, const CostModel& cost) : shape_(shape), cost_(cost) {
+    check_rate("flops_per_second", cost.flops_per_second);
+    check_rate("memory_bytes_per_second", cost.memory_bytes_per_second);
+    for (const auto& [axis, link] : cost.links) {
+      check_rate("bytes_per_second of a link", link.bytes_per_second);
+      check_value(link.latency_seconds >= 0.0, "simulate: the latency of axis '", axis,
+                  "' is negative");
+    }
+  }
+
+  Simulation run(const Program& program) {
+    for (const Action& action : program) result_.spans.push_back(execute(action));
+    result_.seconds = now_;
+    for (const auto& [start, end] : ends_) {
+      result_.seconds = std::max(result_.seconds, end);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  Span execute(const Action& action) {
+    switch (action.kind) {
+      case ActionKind::kForward:
+      case ActionKind::kRecompute:
+      case ActionKind::kBackward:
+        return compute(flops(action) / cost_.flops_per_second);
+      case ActionKind::kUnshard:
+      case ActionKind::kReduceGradient:
+      case ActionKind::kAllReduceGradient:
+        return start(action, transfer_seconds(action));
+      case ActionKind::kCountTokens:
+        return start(action, loss_latency());
+      case ActionKind::kWait:
+        return wait_until(ends_.at({action.waits_for, action.group}));
+      case ActionKind::kClipGradient:
+        return wait_until(now_ + 2.0 * loss_latency());
+      case ActionKind::kOptimizerStep:
+        return compute(optimizer_bytes(action.group) / cost_.memory_bytes_per_second);
+      case ActionKind::kReshard:
+        return {now_, now_};
+    }
+    throw std::logic_error("simulate: not an ActionKind");
+  }
+
+  double flops(const Action& action) const {
+    const SegmentShape& segment = shape_.segments.at(action.segment);
+    return static_cast<double>(action.kind == ActionKind::kBackward
+                                   ? segment.backward_flops
+                                   : segment.forward_flops);
+  }
+
+  // Each state, the parameter and its gradient are read; all but the gradient written.
+  double optimizer_bytes(int64_t group) const {
+    double bytes = 0.0;
+    for (size_t index = 0; index < shape_.groups.size(); ++index) {
+      const GroupShape& g = shape_.groups[index];
+      if (!g.trainable || (group >= 0 && group != static_cast<int64_t>(index)))
+        continue;
+      bytes += static_cast<double>(g.shard_numel) *
+               static_cast<double>(2 * g.optimizer_bytes + 2 * g.master_bytes +
+                                   g.reduce_bytes);
+    }
+    return bytes;
+  }
+
+  double loss_latency() const {
+    const auto link = cost_.links.find("loss");
+    return link == cost_.links.end() ? 0.0 : link->second.latency_seconds;
+  }
+
+  double transfer_seconds(const Action& action) const {
+    const auto [channel, bytes] = collective_of(action, shape_);
+    const auto& [axis, verb] = channel;
+    const GroupShape& group = shape_.groups[action.group];
+    const bool all_reduce = action.kind == ActionKind::kAllReduceGradient;
+    const auto ranks = static_cast<double>(all_reduce ? group.replicas : group.shards);
+    const auto link = cost_.links.find(axis);
+    check_value(link != cost_.links.end(), "simulate: ", to_string(action),
+                " uses the axis '", axis, "', which has no link");
+    const double share = (all_reduce ? 2.0 : 1.0) * (ranks - 1.0) / ranks;
+    return link->second.latency_seconds +
+           share * static_cast<double>(bytes) / link->second.bytes_per_second;
+  }
+
+  std::string axis_of(const Action& start) const {
+    if (start.kind == ActionKind::kCountTokens) return "loss";
+    return collective_of(start, shape_).first.first;
+  }
+
+  Span start(const Action& action, double seconds) {
+    double& free_at = axis_free_at_[axis_of(action)];
+    const Span span{std::max(now_, free_at), std::max(now_, free_at) + seconds};
+    free_at = span.end;
+    ends_[{action.kind, action.group}] = span.end;
+    return span;
+  }
+
+  Span compute(double seconds) {
+    const Span span{now_, now_ + seconds};
+    result_.compute_seconds += seconds;
+    now_ = span.end;
+    return span;
+  }
+
+  Span wait_until(double time) {
+    const Span span{now_, std::max(now_, time)};
+    result_.exposed_seconds += span.end - span.begin;
+    now_ = span.end;
+    return span;
+  }
+
+  const StepShape& shape_;
+  const CostModel& cost_;
+  double now_ = 0.0;
+  std::map<std::string, double> axis_free_at_;
+  std::map<std::pair<ActionKind, int64_t>, double> ends_;
+  Simulation result_{};
+};
+
+}  // namespace
+
+Simulation simulate(const Program& program, const StepShape& shape,
+                    const CostModel& cost) {
+  check(shape);
+  return Clock(shape, cost).run(program);
+}
+
+}  // namespace torchtitan::plan

@@ -1,0 +1,51 @@
+// The time a program takes on a machine described by a few rates.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "plan/program.h"
+#include "plan/step_shape.h"
+
+namespace torchtitan::plan {
+
+// A mesh axis as a ring: a collective of n ranks sends (n - 1) / n of its bytes (twice
+// that for all_reduce) at this rate, after this latency.
+struct Link {
+  double bytes_per_second;
+  double latency_seconds;
+};
+
+struct CostModel {
+  double flops_per_second;            // of compute actions
+  double memory_bytes_per_second;     // of the optimizer
+  std::map<std::string, Link> links;  // by mesh axis
+};
+
+struct Span {
+  double begin;
+  double end;
+};
+
+struct Simulation {
+  double seconds;          // of the whole program
+  double compute_seconds;  // of forwards, recomputes, backwards and the optimizer
+  double exposed_seconds;  // that compute waited for communication
+  // By action. Of a start: the time of its transfer; of a Wait: the time waited.
+  std::vector<Span> spans;
+};
+
+// Runs the actions in order on one compute queue and one queue per axis. A start enters
+// its axis' queue and takes no compute time; a Wait lasts until the transfer has ended.
+// CountTokens and ClipGradient send one number over "loss" and cost its latency (twice
+// for ClipGradient: the loss, the norm). Reading and writing parameters, gradients and
+// states is the optimizer's cost.
+// Throws std::invalid_argument for a rate that is not positive or an axis that is used
+// by more than one rank and has no link, naming it. A missing "loss" link costs
+// nothing.
+Simulation simulate(const Program& program, const StepShape& shape,
+                    const CostModel& cost);
+
+}  // namespace torchtitan::plan

@@ -1,0 +1,319 @@
+#include "plan/verify.h"
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "base/errors.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using base::message;
+
+// What has happened to one segment on one microbatch.
+struct Work {
+  bool forward = false;
+  bool saved = false;  // what Backward needs is there
+  bool backward = false;
+};
+
+struct GroupState {
+  bool gathered = false;
+  bool stepped = false;
+  bool all_reduced = false;
+  int64_t num_contributions = 0;
+  std::map<int64_t, int64_t> unreduced;  // contributions by microbatch
+};
+
+class Replay {
+ public:
+  Replay(const StepShape& shape, ProgramKind kind)
+      : shape_(shape),
+        training_(kind == ProgramKind::kTraining),
+        work_(shape.segments.size(), std::vector<Work>(shape.num_microbatches)),
+        groups_(shape.groups.size()),
+        num_users_(shape.groups.size(), 0) {
+    for (const SegmentShape& segment : shape.segments) {
+      for (const int64_t group : segment.groups) ++num_users_[group];
+    }
+  }
+
+  void run(const Program& program) {
+    for (size_t i = 0; i < program.size(); ++i) {
+      where_ = message("program action ", i, " (", to_string(program[i]), ")");
+      execute(program[i]);
+    }
+    where_ = message("program end, after ", program.size(), " actions");
+    check_end();
+  }
+
+ private:
+  using Flight = std::pair<ActionKind, int64_t>;
+
+  template <class... Parts>
+  void require(bool holds, const Parts&... parts) const {
+    if (!holds) throw std::invalid_argument(message(where_, ": ", parts...));
+  }
+
+  std::string name(int64_t group) const {
+    return "group '" + shape_.groups[group].name + "'";
+  }
+
+  void check_fields(const Action& action) const {
+    const bool waits = action.kind == ActionKind::kWait;
+    const ActionKind kind = waits ? action.waits_for : action.kind;
+    require(waits == (action.waits_for != ActionKind::kWait),
+            "waits_for belongs to a Wait and names the kind of its start");
+    require(!waits || is_start({.kind = kind}), "this kind of action has no Wait");
+    const bool has_segment = is_compute({.kind = kind});
+    const bool has_group =
+        kind == ActionKind::kUnshard || kind == ActionKind::kReshard ||
+        kind == ActionKind::kReduceGradient || kind == ActionKind::kAllReduceGradient ||
+        (kind == ActionKind::kOptimizerStep && action.group != -1);
+    check_index("segment", action.segment, has_segment, shape_.segments.size());
+    check_index("microbatch", action.microbatch, has_segment, shape_.num_microbatches);
+    check_index("group", action.group, has_group, shape_.groups.size());
+    require(training_ || kind == ActionKind::kForward || kind == ActionKind::kUnshard ||
+                kind == ActionKind::kReshard,
+            "has no place in a program without backward");
+  }
+
+  void check_index(const char* what, int64_t index, bool expected, size_t count) const {
+    require(expected ? index >= 0 && index < static_cast<int64_t>(count) : index == -1,
+            "expected ", expected ? message("a ", what, " below ", count) : "no ",
+            expected ? "" : what, ", found ", index);
+  }
+
+  void execute(const Action& action) {
+    check_fields(action);
+    switch (action.kind) {
+      case ActionKind::kCountTokens:
+        require(!tokens_counted_, "the tokens are counted already");
+        return start(action);
+      case ActionKind::kUnshard:
+        require(shape_.groups[action.group].shards > 1, name(action.group),
+                " is whole on every rank");
+        require(!groups_[action.group].gathered, name(action.group),
+                " is gathered already");
+        return start(action);
+      case ActionKind::kReshard:
+        require(groups_[action.group].gathered, name(action.group), " is not gathered");
+        groups_[action.group].gathered = false;
+        return;
+      case ActionKind::kForward:
+        return forward(action);
+      case ActionKind::kRecompute:
+        return recompute(action);
+      case ActionKind::kBackward:
+        return backward(action);
+      case ActionKind::kReduceGradient:
+        return start_reduce(action);
+      case ActionKind::kAllReduceGradient:
+        return start_all_reduce(action);
+      case ActionKind::kWait:
+        return wait(action);
+      case ActionKind::kClipGradient:
+        require(!clipped_, "the gradients are clipped already");
+        for (size_t group = 0; group < groups_.size(); ++group) check_final(group);
+        clipped_ = true;
+        return;
+      case ActionKind::kOptimizerStep:
+        return optimizer_step(action);
+    }
+  }
+
+  void start(const Action& action) {
+    require(in_flight_.insert({action.kind, action.group}).second,
+            "the same is under way already");
+  }
+
+  bool is_under_way(ActionKind kind, int64_t group) const {
+    return in_flight_.contains({kind, group});
+  }
+
+  void wait(const Action& action) {
+    require(in_flight_.erase({action.waits_for, action.group}) == 1,
+            "nothing was started that this waits for");
+    if (action.waits_for == ActionKind::kCountTokens) {
+      tokens_counted_ = true;
+    } else if (action.waits_for == ActionKind::kUnshard) {
+      groups_[action.group].gathered = true;
+    } else if (action.waits_for == ActionKind::kReduceGradient) {
+      groups_[action.group].unreduced.clear();
+    } else {
+      groups_[action.group].all_reduced = true;
+    }
+  }
+
+  void check_parameters(const Action& action) const {
+    for (const int64_t group : shape_.segments[action.segment].groups) {
+      require(shape_.groups[group].shards == 1 || groups_[group].gathered, name(group),
+              " is not gathered");
+      require(!groups_[group].stepped, name(group), " was updated before its last use");
+    }
+  }
+
+  Work& work_of(const Action& action) {
+    return work_[action.segment][action.microbatch];
+  }
+
+  void forward(const Action& action) {
+    check_parameters(action);
+    Work& work = work_of(action);
+    require(!work.forward, "has run already");
+    require(action.segment == 0 || work_[action.segment - 1][action.microbatch].forward,
+            "its input is missing: segment ", action.segment - 1, " has not run");
+    work.forward = true;
+    work.saved = training_ && !shape_.segments[action.segment].recompute;
+  }
+
+  void recompute(const Action& action) {
+    check_parameters(action);
+    Work& work = work_of(action);
+    require(shape_.segments[action.segment].recompute, "segment '",
+            shape_.segments[action.segment].name, "' is not to be recomputed");
+    require(work.forward, "comes before its Forward");
+    require(!work.backward && !work.saved, "what it would save is there or was used");
+    work.saved = true;
+  }
+
+  void backward(const Action& action) {
+    check_parameters(action);
+    Work& work = work_of(action);
+    require(!work.backward, "has run already");
+    require(work.saved, "what Forward saves for it is missing");
+    const size_t next = action.segment + 1;
+    require(next == work_.size() || work_[next][action.microbatch].backward,
+            "its gradient is missing: Backward of segment ", next, " has not run");
+    require(tokens_counted_, "the token count has not been waited for");
+    work.saved = false;
+    work.backward = true;
+    for (const int64_t group : shape_.segments[action.segment].groups) {
+      if (!shape_.groups[group].trainable) continue;
+      require(!is_under_way(ActionKind::kReduceGradient, group) &&
+                  !is_under_way(ActionKind::kAllReduceGradient, group) &&
+                  !groups_[group].all_reduced,
+              "adds to the gradient of ", name(group),
+              " during or after its reduction");
+      ++groups_[group].num_contributions;
+      if (shape_.groups[group].shards > 1) {
+        ++groups_[group].unreduced[action.microbatch];
+      }
+    }
+  }
+
+  void start_reduce(const Action& action) {
+    const GroupShape& group = shape_.groups[action.group];
+    require(group.shards > 1 && group.trainable, name(action.group),
+            " has no gradient to reduce over shards");
+    const auto& unreduced = groups_[action.group].unreduced;
+    require(!unreduced.empty(), "no gradient was added since the last reduction");
+    for (const auto& [microbatch, count] : unreduced) {
+      require(count == num_users_[action.group], "the gradient of microbatch ",
+              microbatch, " has ", count, " of ", num_users_[action.group],
+              " contributions");
+    }
+    start(action);
+  }
+
+  bool is_complete(int64_t group) const {
+    return groups_[group].num_contributions ==
+               num_users_[group] * shape_.num_microbatches &&
+           groups_[group].unreduced.empty();
+  }
+
+  void start_all_reduce(const Action& action) {
+    const GroupShape& group = shape_.groups[action.group];
+    require(group.replicas > 1 && group.trainable, name(action.group),
+            " has no gradient to sum over replicas");
+    require(!groups_[action.group].all_reduced, "the gradient is summed already");
+    require(is_complete(action.group), "the gradient of the step is not complete");
+    start(action);
+  }
+
+  void check_final(int64_t group) const {
+    if (!shape_.groups[group].trainable || num_users_[group] == 0) return;
+    require(is_complete(group), "the gradient of ", name(group), " is not complete");
+    require(shape_.groups[group].replicas == 1 || groups_[group].all_reduced,
+            "the gradient of ", name(group), " is not summed over replicas");
+  }
+
+  void optimizer_step(const Action& action) {
+    require(action.group != -1 || clipped_, "comes before ClipGradient");
+    for (int64_t group = 0; group < static_cast<int64_t>(groups_.size()); ++group) {
+      if (action.group != -1 && action.group != group) continue;
+      require(action.group == -1 || shape_.groups[group].trainable, name(group),
+              " is not trainable");
+      check_final(group);
+      require(!groups_[group].stepped, name(group), " has stepped already");
+      groups_[group].stepped = true;
+    }
+  }
+
+  void check_end() const {
+    for (const auto& [kind, group] : in_flight_) {
+      require(false, "nobody waits for ",
+              to_string(Action{.kind = kind, .group = group}));
+    }
+    for (size_t segment = 0; segment < work_.size(); ++segment) {
+      for (size_t microbatch = 0; microbatch < work_[segment].size(); ++microbatch) {
+        const Work& work = work_[segment][microbatch];
+        require(work.forward, "Forward s", segment, " mb", microbatch, " is missing");
+        require(!training_ || work.backward, "Backward s", segment, " mb", microbatch,
+                " is missing");
+      }
+    }
+    require(!training_ || clipped_, "ClipGradient is missing");
+    for (size_t group = 0; group < groups_.size(); ++group) {
+      require(!groups_[group].gathered, name(group), " stays gathered");
+      require(!training_ || groups_[group].stepped || !shape_.groups[group].trainable ||
+                  num_users_[group] == 0,
+              name(group), " is never updated");
+    }
+  }
+
+  const StepShape& shape_;
+  const bool training_;
+  std::vector<std::vector<Work>> work_;  // [segment][microbatch]
+  std::vector<GroupState> groups_;
+  std::vector<int64_t> num_users_;  // segments that use a group
+  std::set<Flight> in_flight_;
+  bool tokens_counted_ = false;
+  bool clipped_ = false;
+  std::string where_;
+};
+
+}  // namespace
+
+void verify(const Program& program, const StepShape& shape, ProgramKind kind) {
+  check(shape);
+  Replay(shape, kind).run(program);
+}
+
+void verify_agreement(std::span<const Program> programs) {
+  const auto starts_of = [](const Program& program) {
+    std::vector<std::string> starts;
+    for (const Action& action : program) {
+      // The norm that clips is a sum over ranks too.
+      if (is_start(action) || action.kind == ActionKind::kClipGradient) {
+        starts.push_back(to_string(action));
+      }
+    }
+    starts.push_back("the end");
+    return starts;
+  };
+  if (programs.empty()) return;
+  const std::vector<std::string> first = starts_of(programs[0]);
+  for (size_t rank = 1; rank < programs.size(); ++rank) {
+    const std::vector<std::string> other = starts_of(programs[rank]);
+    for (size_t i = 0; i < std::min(first.size(), other.size()); ++i) {
+      base::check_value(first[i] == other[i], "communication ", i,
+                        " differs between ranks: rank 0 reaches ", first[i], ", rank ",
+                        rank, " reaches ", other[i]);
+    }
+  }
+}
+
+}  // namespace torchtitan::plan

@@ -1,0 +1,119 @@
+#include "plan/memory_model.h"
+
+#include <gtest/gtest.h>
+
+#include "plan/shapes.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using K = ActionKind;
+
+Action on_group(K kind, int64_t group) { return {.kind = kind, .group = group}; }
+Action on_segment(K kind, int64_t segment) {
+  return {.kind = kind, .segment = segment, .microbatch = 0};
+}
+
+// The test shapes: a group has 8 elements a shard, 4 bytes stored, 2 gathered, 4
+// reduced, 8 of optimizer; a segment takes 16 bytes, gives 16, saves 64, needs 4 and 6
+// more.
+
+TEST(MemoryModel, BetweenStepsShardsGradientsAndStatesLive) {
+  StepShape shape = chain(2, 4, 1, 1);
+  shape.groups[1].trainable = false;
+  shape.constant_bytes = 1000;
+  const MemoryEstimate estimate = estimate_memory({}, shape);
+  EXPECT_EQ(
+      estimate.before,
+      (MemoryUse{
+          .constant = 1000, .parameters = 2 * 32, .gradients = 32, .optimizer = 64}));
+  EXPECT_EQ(estimate.before.total(), 1160);
+  EXPECT_EQ(estimate.peak, estimate.before);
+  EXPECT_EQ(estimate.peak_action, -1);
+}
+
+TEST(MemoryModel, WholeGroupsOfAnotherDtypeKeepACopy) {
+  EXPECT_EQ(estimate_memory({}, chain(1, 1, 1, 1)).before.parameters, 8 * 4 + 8 * 2);
+  StepShape same = chain(1, 1, 1, 1);
+  same.groups[0].compute_bytes = 4;
+  EXPECT_EQ(estimate_memory({}, same).before.parameters, 8 * 4);
+}
+
+TEST(MemoryModel, AGatherHoldsShardPackedAndWholeForAMoment) {
+  const StepShape shape = chain(1, 4, 1, 1);
+  const Action gather = on_group(K::kUnshard, 0);
+  const MemoryEstimate estimate =
+      estimate_memory({gather, wait_for(gather), on_group(K::kReshard, 0)}, shape);
+  const int64_t base = estimate.before.total() + 16;  // the inputs of the batch
+  const int64_t shard = 8 * 2, packed = 4 * shard, whole = 4 * shard;
+  EXPECT_EQ(estimate.totals,
+            (std::vector<int64_t>{base + shard + packed, base + shard + packed + whole,
+                                  base}));
+  EXPECT_EQ(estimate.peak_action, 1);
+}
+
+TEST(MemoryModel, AReductionPacksTheWholeGradientAndFreesIt) {
+  const StepShape shape = chain(1, 4, 1, 1);
+  const Action reduce = on_group(K::kReduceGradient, 0);
+  const MemoryEstimate estimate =
+      estimate_memory({on_segment(K::kForward, 0), on_segment(K::kBackward, 0), reduce,
+                       wait_for(reduce)},
+                      shape);
+  const int64_t base = estimate.before.total();
+  const int64_t whole = 32 * 4, packed = 32 * 4, shard = 8 * 4;
+  EXPECT_EQ(estimate.totals[0], base + 16 + 16 + 64 + 4);
+  EXPECT_EQ(estimate.totals[1], base + 16 + 16 + 64 + 6 + whole);
+  EXPECT_EQ(estimate.totals[2], base + whole + packed);
+  EXPECT_EQ(estimate.totals[3], base + packed + shard);
+}
+
+TEST(MemoryModel, ActivationsPileUpForwardAndMeltBackward) {
+  StepShape shape = chain(2, 1, 1, 1);
+  for (GroupShape& group : shape.groups) group.compute_bytes = 4;
+  const MemoryEstimate estimate =
+      estimate_memory({on_segment(K::kForward, 0), on_segment(K::kForward, 1),
+                       on_segment(K::kBackward, 1), on_segment(K::kBackward, 0)},
+                      shape);
+  const int64_t base = estimate.before.total() + 16;
+  const int64_t kept = 16 + 64;  // output and saved of a segment
+  EXPECT_EQ(estimate.totals,
+            (std::vector<int64_t>{base + kept + 4, base + 2 * kept + 4,
+                                  base + 2 * kept + 16 + 6, base + kept + 16 + 6}));
+  EXPECT_EQ(estimate.peak.activations, 2 * kept + 16);
+  EXPECT_EQ(estimate.peak.temporaries, 6);
+  EXPECT_EQ(estimate.peak_action, 2);
+  EXPECT_EQ(estimate.after, estimate.before);
+}
+
+TEST(MemoryModel, ARecomputedSegmentKeepsOnlyItsInputsMeanwhile) {
+  StepShape shape = chain(2, 1, 1, 1);
+  shape.segments[0].recompute = true;
+  const MemoryEstimate estimate =
+      estimate_memory({on_segment(K::kForward, 0), on_segment(K::kForward, 1),
+                       on_segment(K::kBackward, 1), on_segment(K::kRecompute, 0),
+                       on_segment(K::kBackward, 0)},
+                      shape);
+  const int64_t base = estimate.before.total() + 16;
+  EXPECT_EQ(estimate.totals, (std::vector<int64_t>{
+                                 base + 16 + 64 + 4, base + 16 + 16 + 64 + 4,
+                                 base + 16 + 16 + 64 + 16 + 6,  // gradient of the input
+                                 base + 16 + 16 + 64 + 4,  // it and the outputs again
+                                 base + 16 + 16 + 64 + 6}));
+  EXPECT_EQ(estimate.after, estimate.before);
+}
+
+TEST(MemoryModel, AForwardProgramKeepsOneBoundary) {
+  const StepShape shape = chain(3, 1, 1, 1);
+  const MemoryEstimate estimate =
+      estimate_memory({on_segment(K::kForward, 0), on_segment(K::kForward, 1),
+                       on_segment(K::kForward, 2)},
+                      shape);
+  const int64_t base = estimate.before.total() + 16;
+  EXPECT_EQ(estimate.totals,
+            (std::vector<int64_t>{base + 16 + 64 + 4, base + 16 + 16 + 64 + 4,
+                                  base + 16 + 16 + 64 + 4}));
+  EXPECT_EQ(estimate.after, estimate.before);
+}
+
+}  // namespace
+}  // namespace torchtitan::plan

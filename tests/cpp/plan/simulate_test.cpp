@@ -1,0 +1,102 @@
+#include "plan/simulate.h"
+
+#include <gtest/gtest.h>
+
+#include "plan/shapes.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using K = ActionKind;
+
+// 100 flops forward and 200 backward a segment; a gather of 4 shards moves 3/4 of 64
+// bytes, a reduction 3/4 of 128.
+const CostModel kCost{
+    .flops_per_second = 100.0,
+    .memory_bytes_per_second = 64.0,
+    .links = {{"fsdp", {.bytes_per_second = 48.0, .latency_seconds = 0.5}},
+              {"dp_replicate", {32.0, 0.0}},
+              {"loss", {1.0, 0.25}}}};
+
+Action on_group(K kind, int64_t group) { return {.kind = kind, .group = group}; }
+Action on_segment(K kind, int64_t segment) {
+  return {.kind = kind, .segment = segment, .microbatch = 0};
+}
+
+TEST(Simulate, ComputeTakesFlopsOverRate) {
+  const Simulation simulation =
+      simulate({on_segment(K::kForward, 0), on_segment(K::kRecompute, 0),
+                on_segment(K::kBackward, 0)},
+               chain(1, 1, 1, 1), kCost);
+  EXPECT_DOUBLE_EQ(simulation.seconds, 4.0);
+  EXPECT_DOUBLE_EQ(simulation.compute_seconds, 4.0);
+  EXPECT_DOUBLE_EQ(simulation.exposed_seconds, 0.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[2].begin, 2.0);
+}
+
+TEST(Simulate, OnlyTheUncoveredPartOfATransferIsExposed) {
+  const StepShape shape = chain(2, 4, 1, 1);
+  const Action gather0 = on_group(K::kUnshard, 0);
+  const Action gather1 = on_group(K::kUnshard, 1);
+  const Simulation serial =
+      simulate({gather0, wait_for(gather0), on_segment(K::kForward, 0), gather1,
+                wait_for(gather1), on_segment(K::kForward, 1)},
+               shape, kCost);
+  EXPECT_DOUBLE_EQ(serial.seconds, 1.5 + 1.0 + 1.5 + 1.0);
+  EXPECT_DOUBLE_EQ(serial.exposed_seconds, 3.0);
+  const Simulation overlapped =
+      simulate({gather0, wait_for(gather0), gather1, on_segment(K::kForward, 0),
+                wait_for(gather1), on_segment(K::kForward, 1)},
+               shape, kCost);
+  EXPECT_DOUBLE_EQ(overlapped.seconds, 1.5 + 1.5 + 1.0);
+  EXPECT_DOUBLE_EQ(overlapped.exposed_seconds, 2.0);
+}
+
+TEST(Simulate, TransfersOfOneAxisQueueAndOfTwoAxesDoNot) {
+  const StepShape shape = chain(2, 4, 2, 1);
+  const Action reduce0 = on_group(K::kReduceGradient, 0);
+  const Action reduce1 = on_group(K::kReduceGradient, 1);
+  const Action replicas = on_group(K::kAllReduceGradient, 0);
+  const Simulation simulation =
+      simulate({reduce0, reduce1, replicas, wait_for(reduce1)}, shape, kCost);
+  EXPECT_DOUBLE_EQ(simulation.spans[0].end, 0.5 + 96.0 / 48.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[1].begin, 2.5);
+  EXPECT_DOUBLE_EQ(simulation.spans[2].begin, 0.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[2].end, 2.0 * 0.5 * 32.0 / 32.0);
+  EXPECT_DOUBLE_EQ(simulation.seconds, 5.0);
+}
+
+TEST(Simulate, ScalarsCostLatencyAndTheOptimizerMemory) {
+  const StepShape shape = chain(2, 4, 1, 1);
+  const Action count{.kind = K::kCountTokens};
+  const Simulation simulation = simulate({count,
+                                          wait_for(count),
+                                          {.kind = K::kClipGradient},
+                                          {.kind = K::kOptimizerStep},
+                                          on_group(K::kOptimizerStep, 0)},
+                                         shape, kCost);
+  // 8 elements a shard: 8 state bytes and 4 stored read and written, 4 reduced read.
+  const double group_seconds = 8.0 * (2 * 8 + 2 * 4 + 4) / 64.0;
+  EXPECT_DOUBLE_EQ(simulation.exposed_seconds, 3 * 0.25);
+  EXPECT_DOUBLE_EQ(simulation.compute_seconds, 3 * group_seconds);
+}
+
+TEST(Simulate, RefusesRatesThatAreNotPositiveAndAxesWithoutALink) {
+  CostModel cost = kCost;
+  cost.flops_per_second = 0.0;
+  EXPECT_THROW(simulate({}, chain(1, 1, 1, 1), cost), std::invalid_argument);
+  cost = kCost;
+  cost.links.erase("fsdp");
+  try {
+    simulate({on_group(K::kUnshard, 0)}, chain(1, 4, 1, 1), cost);
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(error.what(),
+                 "simulate: Unshard g0 uses the axis 'fsdp', which has no link");
+  }
+  cost.links["fsdp"] = {.bytes_per_second = 1.0, .latency_seconds = -1.0};
+  EXPECT_THROW(simulate({}, chain(1, 4, 1, 1), cost), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace torchtitan::plan

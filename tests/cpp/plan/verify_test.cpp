@@ -1,0 +1,160 @@
+#include "plan/verify.h"
+
+#include <gtest/gtest.h>
+
+#include "plan/shapes.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using K = ActionKind;
+
+Action on_group(K kind, int64_t group) { return {.kind = kind, .group = group}; }
+Action on_segment(K kind, int64_t segment, int64_t microbatch = 0) {
+  return {.kind = kind, .segment = segment, .microbatch = microbatch};
+}
+
+// One segment, one group of two shards and two replicas, one microbatch.
+const StepShape kShape = chain(1, 2, 2, 1);
+
+Program valid_program() {
+  return {{.kind = K::kCountTokens},
+          wait_for({.kind = K::kCountTokens}),
+          on_group(K::kUnshard, 0),
+          wait_for(on_group(K::kUnshard, 0)),
+          on_segment(K::kForward, 0),
+          on_segment(K::kBackward, 0),
+          on_group(K::kReshard, 0),
+          on_group(K::kReduceGradient, 0),
+          wait_for(on_group(K::kReduceGradient, 0)),
+          on_group(K::kAllReduceGradient, 0),
+          wait_for(on_group(K::kAllReduceGradient, 0)),
+          {.kind = K::kClipGradient},
+          {.kind = K::kOptimizerStep}};
+}
+
+std::string refusal(const Program& program, const StepShape& shape = kShape,
+                    ProgramKind kind = ProgramKind::kTraining) {
+  try {
+    verify(program, shape, kind);
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+std::string without(size_t index) {
+  Program program = valid_program();
+  program.erase(program.begin() + index);
+  return refusal(program);
+}
+
+TEST(Verify, AcceptsAValidStep) { EXPECT_EQ(refusal(valid_program()), "accepted"); }
+
+TEST(Verify, NamesTheActionThatUsesParametersThatAreNotGathered) {
+  Program program = valid_program();
+  std::swap(program[3], program[4]);
+  EXPECT_EQ(refusal(program),
+            "program action 3 (Forward s0 mb0): group 'group0' is not gathered");
+  program = valid_program();
+  std::swap(program[5], program[6]);
+  EXPECT_EQ(refusal(program),
+            "program action 6 (Backward s0 mb0): group 'group0' is not gathered");
+}
+
+TEST(Verify, NamesWhatIsMissing) {
+  EXPECT_EQ(
+      without(2),
+      "program action 2 (Wait Unshard g0): nothing was started that this waits for");
+  EXPECT_EQ(
+      without(1),
+      "program action 4 (Backward s0 mb0): the token count has not been waited for");
+  EXPECT_EQ(without(4),
+            "program action 4 (Backward s0 mb0): what Forward saves for it is missing");
+  EXPECT_EQ(without(6), "program end, after 12 actions: group 'group0' stays gathered");
+  EXPECT_EQ(without(8),
+            "program action 8 (AllReduceGradient g0): the gradient of the step is not "
+            "complete");
+  EXPECT_EQ(without(10),
+            "program action 10 (ClipGradient): the gradient of group 'group0' is not "
+            "summed over replicas");
+  EXPECT_EQ(without(11),
+            "program action 11 (OptimizerStep): comes before ClipGradient");
+  EXPECT_EQ(without(12),
+            "program end, after 12 actions: group 'group0' is never updated");
+}
+
+TEST(Verify, RefusesAGradientThatIsReducedWithAContributionMissing) {
+  StepShape tied = chain(2, 2, 1, 1);
+  tied.groups.pop_back();
+  tied.segments[1].groups = {0};
+  const Program program{
+      {.kind = K::kCountTokens},   wait_for({.kind = K::kCountTokens}),
+      on_group(K::kUnshard, 0),    wait_for(on_group(K::kUnshard, 0)),
+      on_segment(K::kForward, 0),  on_segment(K::kForward, 1),
+      on_segment(K::kBackward, 1), on_group(K::kReduceGradient, 0)};
+  EXPECT_EQ(
+      refusal(program, tied),
+      "program action 7 (ReduceGradient g0): the gradient of microbatch 0 has 1 of "
+      "2 contributions");
+}
+
+TEST(Verify, RefusesActionsThatNameWhatTheShapeLacks) {
+  EXPECT_EQ(refusal({on_segment(K::kForward, 1)}),
+            "program action 0 (Forward s1 mb0): expected a segment below 1, found 1");
+  EXPECT_EQ(refusal({on_segment(K::kForward, 0, -1)}),
+            "program action 0 (Forward s0): expected a microbatch below 1, found -1");
+  EXPECT_EQ(refusal({on_group(K::kUnshard, 7)}),
+            "program action 0 (Unshard g7): expected a group below 1, found 7");
+  EXPECT_EQ(refusal({on_group(K::kClipGradient, 0)}),
+            "program action 0 (ClipGradient g0): expected no group, found 0");
+  EXPECT_EQ(refusal({{.kind = K::kWait, .waits_for = K::kReshard}}),
+            "program action 0 (Wait Reshard): this kind of action has no Wait");
+  EXPECT_NE(
+      refusal({{.kind = K::kForward, .waits_for = K::kUnshard}}).find("waits_for"),
+      std::string::npos);
+}
+
+TEST(Verify, AForwardProgramHasNoBackwardAndLeavesNothing) {
+  Program program{on_group(K::kUnshard, 0), wait_for(on_group(K::kUnshard, 0)),
+                  on_segment(K::kForward, 0), on_group(K::kReshard, 0)};
+  EXPECT_EQ(refusal(program, kShape, ProgramKind::kForwardOnly), "accepted");
+  EXPECT_NE(refusal(program).find("Backward s0 mb0 is missing"), std::string::npos);
+  program.push_back(on_segment(K::kBackward, 0));
+  EXPECT_EQ(refusal(program, kShape, ProgramKind::kForwardOnly),
+            "program action 4 (Backward s0 mb0): has no place in a program without "
+            "backward");
+}
+
+TEST(Verify, RefusesAShapeThatNoStepCanHave) {
+  EXPECT_THROW(verify({}, chain(0, 1, 1, 1), ProgramKind::kTraining),
+               std::invalid_argument);
+}
+
+TEST(Verify, RanksMustStartTheSameCommunicationsInOneOrder) {
+  Program other = valid_program();
+  std::swap(other[0], other[2]);
+  const std::vector<Program> different{valid_program(), valid_program(), other};
+  try {
+    verify_agreement(different);
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "communication 0 differs between ranks: rank 0 reaches CountTokens, rank "
+        "2 reaches Unshard g0");
+  }
+  Program shorter = valid_program();
+  shorter.pop_back();
+  shorter.pop_back();
+  EXPECT_THROW(verify_agreement(std::vector<Program>{valid_program(), shorter}),
+               std::invalid_argument);
+  // When a Wait comes is each rank's own affair.
+  Program waits_later = valid_program();
+  std::swap(waits_later[1], waits_later[2]);
+  EXPECT_NO_THROW(verify_agreement(std::vector<Program>{valid_program(), waits_later}));
+  EXPECT_NO_THROW(verify_agreement({}));
+}
+
+}  // namespace
+}  // namespace torchtitan::plan
