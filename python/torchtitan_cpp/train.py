@@ -44,10 +44,12 @@ def main(
     except (ConfigError, ValueError) as error:
         _print_once(str(error))
         return EXIT_BAD_INPUT
-    _C.core.install_stop_signal()
+    for note in loaded.notes:
+        _print_once(f"note: {note}")
     trainer: Trainer | None = None
     try:
         trainer = trainer_class(loaded.config)
+        _C.core.install_stop_signal()  # last: whoever comes later would replace it
         trainer.train()
     except Exception as error:
         return _fail(trainer, error)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 
-from torchtitan_cpp import _C, build
-from torchtitan_cpp.config import JobConfig
+from torchtitan_cpp import _C, build, dry_run
+from torchtitan_cpp.checkpoint import CheckpointManager
+from torchtitan_cpp.config import JobConfig, config_json, save_config
 from torchtitan_cpp.data import build_validation_dataloader, check_vocabulary
 from torchtitan_cpp.garbage_collection import GarbageCollection
 from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
@@ -30,6 +32,7 @@ from torchtitan_cpp.profiling import (
 from torchtitan_cpp._C.collectives import ReduceOp
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
+from torchtitan_cpp.training_state import GroupRanks, collect, restore
 from torchtitan_cpp.validation import Validator
 from torchtitan_cpp.world import World, build_world
 
@@ -89,12 +92,7 @@ class Trainer:
             self.model, self.optimizers, job_config, self.world
         )
         self.tokenizer = self._build_tokenizer()
-        self.dataloader = self.spec.build_dataloader_fn(
-            dp_world_size=dims.batch,
-            dp_rank=self.world.data_rank,
-            tokenizer=self.tokenizer,
-            job_config=job_config,
-        )
+        self.dataloader = self._build_dataloader()
         build_metrics = self.spec.build_metrics_processor_fn or build_metrics_processor
         self.metrics = build_metrics(job_config, dims, self.model.args)
         self.metrics.num_flops_per_token = self.model.flops_per_token
@@ -103,6 +101,9 @@ class Trainer:
         self.num_tokens_seen = 0
         self._last_result: _C.train.StepResult | None = None
         self._losses: list[float] = []
+        self.checkpointer = self._build_checkpointer()
+        self.load()
+        self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
 
     # --- building ------------------------------------------------------------------
@@ -117,14 +118,47 @@ class Trainer:
         return int(seed)
 
     def _build_tokenizer(self) -> Any:
-        if self.spec.build_tokenizer_fn is None:
+        if self.spec.build_tokenizer_fn is None or self.world.is_fake:
             return None
         tokenizer = self.spec.build_tokenizer_fn(self.job_config)
         check_vocabulary(tokenizer, self.model.args.vocab_size)
         return tokenizer
 
+    def _build_dataloader(self) -> Any:
+        if self.world.is_fake:
+            return None
+        return self.spec.build_dataloader_fn(
+            dp_world_size=self.world.parallel_dims.batch,
+            dp_rank=self.world.data_rank,
+            tokenizer=self.tokenizer,
+            job_config=self.job_config,
+        )
+
+    def _build_checkpointer(self) -> CheckpointManager:
+        config = self.job_config
+        adapter = self.spec.state_dict_adapter
+        return CheckpointManager(
+            config.checkpoint,
+            base_folder=config.job.dump_folder,
+            ranks=GroupRanks(self.world.groups["world"], self.world.device),
+            adapter=adapter(self.model.args, config.model.hf_assets_path)
+            if adapter
+            else None,
+            hf_assets_path=config.model.hf_assets_path,
+            config_hash=hashlib.sha256(config_json(config).encode()).hexdigest(),
+        )
+
+    def _report_config(self) -> None:
+        config = self.job_config
+        if config.job.print_config:
+            logger.info("Running with configs: %s", config_json(config))
+        if config.job.save_config_file is not None and self.world.rank == 0:
+            save_config(config)
+        if config.model.print_after_conversion:
+            logger.info("Model after conversion:\n%s", self.model.module)
+
     def _build_validator(self) -> Any:
-        if not self.job_config.validation.enable:
+        if not self.job_config.validation.enable or self.world.is_fake:
             return None
         if self.spec.build_validator_fn is None:
             raise ValueError(
@@ -165,6 +199,12 @@ class Trainer:
             NotFiniteError: with rank, step and the first bad parameter.
         """
         config = self.job_config
+        if self.world.is_fake:
+            dry_run.run(self)
+            return
+        if config.checkpoint.create_seed_checkpoint:
+            self.checkpointer.save_seed(collect(self))
+            return
         dump_folder = config.job.dump_folder
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
@@ -207,6 +247,10 @@ class Trainer:
                     break
                 self.step += 1
                 self.train_step(microbatches)
+                stopping = self.should_stop()
+                self.save(stopping=stopping)
+                if stopping:
+                    break
                 if self.validator and self.validator.should_validate(self.step):
                     self.validator.validate(self.model_parts, self.step)
                 if profiler:
@@ -219,6 +263,33 @@ class Trainer:
         self.check_finite()
         if self.world.rank == 0:
             logger.info("%s", "\n" + self._closing(started, first_step))
+
+    def load(self) -> None:
+        """Continue from the checkpoint that the configuration chooses, if any."""
+        if self.job_config.checkpoint.enable and not self.world.is_fake:
+            loaded = self.checkpointer.load(collect(self))
+            if loaded is not None:
+                restore(self, loaded)
+
+    def save(self, *, stopping: bool = False) -> None:
+        """Save where it is due, or in any case when the run is asked to stop."""
+        if not self.job_config.checkpoint.enable:
+            return
+        last_step = self.step == self.job_config.training.steps
+        due = self.checkpointer.should_save(self.step, last_step=last_step)
+        if due or (stopping and not self.job_config.checkpoint.load_only):
+            self.check_finite()
+            self.checkpointer.save(self.step, collect(self), last_step=last_step)
+
+    def should_stop(self) -> bool:
+        """Whether any rank got SIGTERM; the same answer on all ranks."""
+        asked = torch.tensor(
+            float(_C.core.stop_requested()), device=self.world.device
+        )
+        self.world.groups["world"].all_reduce(asked, op=ReduceOp.MAX).wait()
+        if bool(asked):
+            logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
+        return bool(asked)
 
     def batch_generator(self) -> Iterator[Batch]:
         """Batches of this rank, with the time that each was waited for."""
@@ -305,6 +376,7 @@ class Trainer:
             if bad
             else "all gradients of this rank are finite"
         )
+        self.checkpointer.forbid_saving("loss or gradients are not finite")
         raise NotFiniteError(
             f"step {self.step}: loss {float(result.loss):g}, gradient norm "
             f"{float(result.grad_norm):g}; rank {self.world.rank}: loss sum "
@@ -330,7 +402,10 @@ class Trainer:
             seconds=time.monotonic() - started,
             first_loss=self._losses[0] if self._losses else None,
             last_loss=self._losses[-1] if self._losses else None,
-            files={"metrics": folder / "metrics.jsonl"},
+            files={
+                "metrics": folder / "metrics.jsonl",
+                "checkpoints": Path(self.checkpointer.folder),
+            },
         )
 
     def close(self, *, failed: bool = False) -> None:

@@ -17,6 +17,7 @@ def get_train_spec() -> TrainSpec:
     from torchtitan_cpp.data import build_dataloader, build_tokenizer
     from torchtitan_cpp.loss import build_cross_entropy_loss
     from torchtitan_cpp.lr_schedule import build_lr_schedulers
+    from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapter
     from torchtitan_cpp.optim import build_optimizers
     from torchtitan_cpp.validation import build_validator
 
@@ -31,4 +32,5 @@ def get_train_spec() -> TrainSpec:
         build_tokenizer_fn=build_tokenizer,
         build_loss_fn=build_cross_entropy_loss,
         build_validator_fn=build_validator,
+        state_dict_adapter=Llama3StateDictAdapter,
     )

@@ -1,0 +1,67 @@
+"""One rank of any mesh, played alone: shapes, memory and traffic without computing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchtitan_cpp.logging import logger
+
+if TYPE_CHECKING:
+    from torchtitan_cpp.trainer import Trainer
+
+_MIB = 1024 * 1024
+
+
+def run(trainer: Trainer) -> None:
+    """Run the program of ``training.steps`` steps on meta tensors and report."""
+    training = trainer.job_config.training
+    shape = (training.local_batch_size, training.seq_len)
+    for step in range(1, training.steps + 1):
+        trainer.world.recorder.reset()
+        microbatches = [
+            {
+                name: torch.empty(shape, dtype=torch.int64, device="meta")
+                for name in ("input", "labels")
+            }
+            for _ in range(trainer.accumulation)
+        ]
+        trainer.executor.run(microbatches, learning_rate=0.0, step=step)
+    logger.info("%s", "\n" + report(trainer))
+
+
+def report(trainer: Trainer) -> str:
+    """Memory that the rank keeps and bytes that it moves in a step, by axis."""
+    training, dims = trainer.job_config.training, trainer.world.parallel_dims
+    tokens = training.local_batch_size * training.seq_len * trainer.accumulation
+    lines = [
+        f"  tokens a step: {tokens:,} a rank, {tokens * dims.batch:,} in all",
+        f"  kept by rank 0 of {dims.world_size:,}:",
+    ]
+    kept = {
+        "parameters": [g.master for g in trainer.model.applied.groups],
+        "gradients": [g.gradient for g in trainer.model.applied.groups],
+        "optimizer state": [
+            moment
+            for optimizer in trainer.optimizers
+            for index in range(len(optimizer.core))
+            for moment in (
+                optimizer.core.exp_avg(index),
+                optimizer.core.exp_avg_sq(index),
+            )
+        ],
+    }
+    total = 0
+    for name, tensors in kept.items():
+        size = sum(tensor.nbytes for tensor in tensors)
+        total += size
+        lines.append(f"    {name:<16} {size / _MIB:>12,.1f} MiB")
+    lines.append(f"    {'together':<16} {total / _MIB:>12,.1f} MiB")
+    lines.append("  collectives a step:")
+    for (axis, verb), traffic in sorted(trainer.world.recorder.totals().items()):
+        lines.append(
+            f"    {axis:<14} {verb:<16} {traffic.calls:>6} calls "
+            f"{traffic.bytes / _MIB:>12,.1f} MiB"
+        )
+    return "\n".join(lines)

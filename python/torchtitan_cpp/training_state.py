@@ -1,0 +1,134 @@
+"""A run's state as checkpoints hold it, and how the ranks talk while saving."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp._C.collectives import Group
+from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
+from torchtitan_cpp.data import merge_data_states
+
+if TYPE_CHECKING:
+    from torchtitan_cpp.trainer import Trainer
+
+
+class GroupRanks:
+    """All ranks of the run, for the checkpoint manager."""
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+        self.rank = int(group.rank)
+        self.world_size = int(group.size)
+
+    def barrier(self) -> None:
+        self._group.barrier().wait()
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """The data of all ranks: their lengths first, then padded to the longest."""
+        mine = torch.tensor([len(data)], device=self._device)
+        lengths = torch.empty(self.world_size, dtype=torch.int64, device=self._device)
+        self._group.all_gather(lengths, mine).wait()
+        sizes = [int(size) for size in lengths]
+        longest = max(sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        everything = torch.empty(
+            self.world_size * longest, dtype=torch.uint8, device=self._device
+        )
+        self._group.all_gather(everything, padded.to(self._device)).wait()
+        rows = everything.cpu().view(self.world_size, longest)
+        return [
+            row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)
+        ]
+
+
+def collect(trainer: Trainer) -> TrainingState:
+    """The state behind the step that has just ended, by reference: no copies."""
+    gathered: dict[str, Any] = {"rng": _rng_state()}
+    if hasattr(trainer.dataloader, "state_dict"):
+        gathered["dataloader"] = trainer.dataloader.state_dict()
+    return TrainingState(
+        tensors=tensor_entries(trainer),
+        scalars={
+            "train_state": {
+                "step": trainer.step,
+                "num_tokens_seen": trainer.num_tokens_seen,
+            },
+            "lr_scheduler": trainer.lr_schedulers.state_dict(),
+        },
+        gathered=gathered,
+    )
+
+
+def restore(trainer: Trainer, loaded: LoadedState) -> None:
+    """Continue behind the loaded step; the tensors have been filled already."""
+    trainer.step = loaded.step
+    state: Any = loaded.scalars.get("train_state", {})
+    trainer.num_tokens_seen = int(state.get("num_tokens_seen", 0))
+    schedule: Any = loaded.scalars.get("lr_scheduler")
+    if schedule is not None:
+        trainer.lr_schedulers.load_state_dict(schedule)
+    data: Any = loaded.gathered.get("dataloader")
+    if data:
+        trainer.dataloader.load_state_dict(merge_data_states(data))
+    rng: Any = loaded.gathered.get("rng")
+    # Another number of ranks has no use for the generators of these.
+    if rng and len(rng) == trainer.world.parallel_dims.world_size:
+        _set_rng_state(rng[trainer.world.rank])
+
+
+def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
+    """Parameters and optimizer moments of this rank."""
+    entries = []
+    shards = {
+        shard.name: shard
+        for group in trainer.model.applied.groups
+        for shard in group.shards
+    }
+    for shard in shards.values():
+        entries.append(_entry(shard, shard.name, "model", shard.value))
+    for optimizer in trainer.optimizers:
+        for moment, by_name in optimizer.state().items():
+            for name, tensor in by_name.items():
+                full_name = f"optimizer.{moment}.{name}"
+                entries.append(_entry(shards[name], full_name, "optimizer", tensor))
+    return entries
+
+
+def _entry(
+    shard: _C.nn.ParameterShard, name: str, kind: Any, tensor: torch.Tensor
+) -> TensorEntry:
+    dims = len(shard.global_shape)
+    return TensorEntry(
+        name=name,
+        kind=kind,
+        local=tensor,
+        global_shape=tuple(shard.global_shape),
+        offset=(shard.first_row, *[0] * (dims - 1)),
+        size=tuple(tensor.shape),
+        is_writer=shard.is_writer,
+    )
+
+
+def _rng_state() -> dict[str, str]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {
+        name: base64.b64encode(state.numpy().tobytes()).decode()
+        for name, state in states.items()
+    }
+
+
+def _set_rng_state(states: dict[str, str]) -> None:
+    setters = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
+    for name, text in states.items():
+        if name == "cpu" or torch.cuda.is_available():
+            data = bytearray(base64.b64decode(text))
+            setters[name](torch.frombuffer(data, dtype=torch.uint8))
