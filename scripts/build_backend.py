@@ -26,6 +26,7 @@ OLDEST_TORCH = (2, 11)
 RUNTIME_DEPENDENCIES = [
     "numpy",
     "tokenizers>=0.15",
+    "datasets>=3.6",
     "safetensors>=0.4",
     "typing_extensions",
 ]

@@ -85,7 +85,8 @@ def download(
     access = {"repo_id": arguments.repo_id, "token": arguments.hf_token}
     available = list_files(**access)
     if arguments.all:
-        files, missing = list(available), []
+        files: list[str] = list(available)
+        missing: list[str] = []
     else:
         files, missing = select_files(
             available,

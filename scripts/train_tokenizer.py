@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from torchtitan_cpp.data.python_stdlib import stdlib_files, stdlib_folder
 
 VOCABULARY_SIZE = 2048

@@ -55,14 +55,14 @@ void bind_data(py::module_ module) {
           "append",
           [](TokenShardWriter& writer, const std::vector<int64_t>& ids,
              const std::string& place) { writer.append(ids, place); },
-          "Add the ids of one document; ValueError names place and token for a stray id.",
+          "Add the ids of a document; ValueError names place and token of a stray id.",
           py::arg("ids"), py::kw_only(), py::arg("place"))
       .def_property_readonly("num_tokens", &TokenShardWriter::num_tokens)
       .def(
           "write",
           [](const TokenShardWriter& writer, const std::string& path,
              const std::string& note) { writer.write(path, note); },
-          "Write the file beside path and rename it; RuntimeError if the system refuses.",
+          "Write a file beside path and rename it; RuntimeError if the system refuses.",
           py::arg("path"), py::kw_only(), py::arg("note"), WithoutGil());
 
   py::enum_<AtEnd>(module, "AtEnd", "What stands behind the last token of a store.")

@@ -83,8 +83,8 @@ def read_parquet(
         ImportError: pyarrow is missing.
     """
     try:
-        import pyarrow  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
+        import pyarrow
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f"reading {path} needs pyarrow; run: pip install pyarrow"

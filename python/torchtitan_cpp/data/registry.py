@@ -200,7 +200,7 @@ def open_dataset(name: str, path: str | None = None) -> OpenedDataset:
 
 def _load_c4(path: str, *, split: str) -> Any:
     try:
-        from datasets import load_dataset  # type: ignore[import-untyped,unused-ignore]
+        from datasets import load_dataset
     except ImportError as error:
         raise ImportError(
             "the dataset c4 needs the package 'datasets'; run: pip install datasets"

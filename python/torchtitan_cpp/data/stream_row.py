@@ -213,7 +213,7 @@ def _split(iterable: Any, row: int, num_rows: int) -> tuple[Any, bool]:
     """
     if type(iterable).__module__.partition(".")[0] != "datasets":
         return iterable, False
-    from datasets.distributed import (  # type: ignore[import-untyped,unused-ignore]
+    from datasets.distributed import (
         split_dataset_by_node,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
 from torchtitan_cpp.data import BaseTokenizer, build_dataloader
 
 BOS, EOS = 0, 1

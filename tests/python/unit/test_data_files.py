@@ -5,6 +5,7 @@ import pyarrow
 import pytest
 from data_cases import ByteTokenizer, documents, loader, packed, write_jsonl
 from pyarrow import parquet
+
 from torchtitan_cpp.data import BadRecordsError, open_text_files
 from torchtitan_cpp.data.file_formats import TEXT_PIECE_BYTES
 from torchtitan_cpp.data.records import MAX_RECORD_BYTES

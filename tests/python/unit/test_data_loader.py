@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from data_cases import ByteTokenizer, documents, loader, same, write_jsonl
+
 from torchtitan_cpp.data import BadRecordsError
 
 

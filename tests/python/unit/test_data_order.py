@@ -11,6 +11,7 @@ from data_cases import (
     same,
     write_jsonl,
 )
+
 from torchtitan_cpp.data import build_validation_dataloader, merge_data_states
 
 TEXTS = documents(40)

@@ -1,6 +1,7 @@
 import datasets
 import pytest
 from data_cases import ByteTokenizer, documents, job, loader, packed, write_jsonl
+
 from torchtitan_cpp.data import (
     DATASETS,
     PACKAGED_TOKENIZER,

@@ -12,6 +12,7 @@ from data_cases import (
     rows_of_step,
     same,
 )
+
 from torchtitan_cpp.data import (
     DATASETS,
     BadRecordsError,

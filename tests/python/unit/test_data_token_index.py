@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from data_cases import ByteTokenizer, documents, packed, write_jsonl
+
 from torchtitan_cpp import _C
 from torchtitan_cpp.data import open_text_files, token_index
 from torchtitan_cpp.data.token_index import TokenIndex

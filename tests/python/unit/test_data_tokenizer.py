@@ -5,6 +5,7 @@ import sys
 import pytest
 from data_cases import ByteTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
 from torchtitan_cpp.data import (
     PACKAGED_TOKENIZER,
     HuggingFaceTokenizer,
