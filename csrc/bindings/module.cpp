@@ -5,6 +5,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "C++ core of torchtitan_cpp; one submodule per folder of csrc/.";
   bind_mesh(module.def_submodule("mesh"));
   bind_config(module.def_submodule("config"));
+  bind_plan(module.def_submodule("plan"));
   bind_storage(module.def_submodule("storage"));
   bind_core(module.def_submodule("core"));
   bind_collectives(module.def_submodule("collectives"));

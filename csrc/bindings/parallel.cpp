@@ -35,6 +35,9 @@ void bind_parallel(py::module_ module) {
   py::class_<Applied>(module, "Applied", "A model's parameter groups and its programs.")
       .def_readonly("groups", &Applied::groups)
       .def_readonly("recompute", &Applied::recompute, "By segment.")
+      .def_readonly("shape", &Applied::shape, "Sizes that the programs were made from.")
+      .def_readonly("training_actions", &Applied::training_program,
+                    "The actions of one step.")
       .def_property_readonly(
           "training_program",
           [](const Applied& applied) { return plan::to_string(applied.training_program); },

@@ -33,6 +33,21 @@ bool has_chunk_boundaries(const Layout& layout, size_t index) {
   return true;
 }
 
+// DTensor cuts every piece of the later axes at once and hands out the joined parts by
+// torch.chunk again; that is our order of splits only for pieces of one size.
+void check_equal_pieces(const Layout& layout, size_t index) {
+  const Split& split = layout.splits()[index];
+  int64_t pieces = 1;
+  for (size_t earlier = 0; earlier < index; ++earlier) {
+    const Split& other = layout.splits()[earlier];
+    if (other.dim == split.dim) pieces *= other.parts;
+  }
+  const int64_t extent = layout.global_shape()[split.dim];
+  check_value(extent % pieces == 0, "placements: DTensor cannot split over '",
+              split.axis, "' what ", pieces, " parts of dim ", split.dim, " of size ",
+              extent, " make, for they are not equal");
+}
+
 }  // namespace
 
 std::string to_string(const Placement& placement) {
@@ -67,7 +82,10 @@ std::vector<Placement> to_placements(const Layout& layout,
       if (position_of(axes, other.axis, other.parts) < position) continue;
       placement.split_factor *= other.parts;
     }
-    if (placement.split_factor > 1) placement.kind = PlacementKind::kStridedShard;
+    if (placement.split_factor > 1) {
+      placement.kind = PlacementKind::kStridedShard;
+      check_equal_pieces(layout, i);
+    }
     placements[position] = placement;
   }
   return placements;
@@ -103,7 +121,9 @@ Layout from_placements(std::vector<int64_t> global_shape,
                 "' is not a product of the axes right of it");
     splits.insert(before, {axes[i].axis, axes[i].size, placement.dim});
   }
-  return Layout(std::move(global_shape), std::move(splits), std::move(replications));
+  Layout layout(std::move(global_shape), std::move(splits), std::move(replications));
+  to_placements(layout, axes);  // refuses strided shards of unequal pieces
+  return layout;
 }
 
 }  // namespace torchtitan::mesh

@@ -37,7 +37,8 @@ std::vector<Placement> to_placements(const Layout& layout,
                                      std::span<const MeshAxis> axes);
 
 // The layout of `placements` over `axes`, splits in the order in which they apply.
-// Throws std::invalid_argument if the counts differ or a split factor fits no axes.
+// Throws std::invalid_argument if the counts differ, a split factor fits no axes, or a
+// strided split meets pieces that are not of one size.
 Layout from_placements(std::vector<int64_t> global_shape,
                        std::span<const MeshAxis> axes,
                        std::span<const Placement> placements);

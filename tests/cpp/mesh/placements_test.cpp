@@ -48,8 +48,8 @@ TEST(Placements, ReadBackWhatTheyWrite) {
           replications.push_back(axes[i]);
         }
       }
-      const Layout layout({25, 7}, splits, replications);
-      const Layout back = from_placements({25, 7}, axes, to_placements(layout, axes));
+      const Layout layout({48, 7}, splits, replications);
+      const Layout back = from_placements({48, 7}, axes, to_placements(layout, axes));
       for (const Coordinates& writer : layout.writers()) {
         ASSERT_EQ(back.box(writer), layout.box(writer));
         ASSERT_TRUE(back.is_writer(writer));
@@ -89,6 +89,16 @@ TEST(Placements, RefuseWhatDTensorCannotSay) {
   expect_refused(
       write(Layout({5}, {{.axis = "ep", .parts = 1, .dim = 0, .repeat = 2}})),
       "cannot repeat parts, as the split over 'ep' does");
+  const std::vector<MeshAxis> two{{"fsdp", 3}, {"tp", 2}};
+  expect_refused(
+      [&] { to_placements(Layout({7}, {{"tp", 2, 0}, {"fsdp", 3, 0}}), two); },
+      "cannot split over 'fsdp' what 2 parts of dim 0 of size 7 make");
+  expect_refused(
+      [&] {
+        from_placements({7}, two,
+                        std::vector<Placement>{{kStridedShard, 0, 2}, {kShard}});
+      },
+      "for they are not equal");
   expect_refused(write(Layout({5}, {{"tp", 2, 0}})),
                  "axis 'tp', which the device mesh");
   expect_refused(write(Layout({5}, {}, {{"ep", 3}})),
