@@ -96,8 +96,7 @@ def build_optimizers(
     """
     if optimizer_config.name not in ("Adam", "AdamW"):
         raise ValueError(
-            "optimizer.name: expected Adam or AdamW, found "
-            f"{optimizer_config.name!r}"
+            f"optimizer.name: expected Adam or AdamW, found {optimizer_config.name!r}"
         )
     return OptimizersContainer(
         [

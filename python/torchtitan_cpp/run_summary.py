@@ -50,8 +50,8 @@ def summarize(trainer: Trainer) -> RunSummary:
         optimizer=f"{optimizer.name}, lr {optimizer.lr:.1e}, weight decay "
         f"{optimizer.weight_decay:g}, {optimizer.implementation}",
         clipping=_describe_clipping(trainer),
-        schedule=f"{schedule.warmup_steps} warmup steps, {schedule.decay_type} decay to "
-        f"{schedule.min_lr_factor:g} x lr",
+        schedule=f"{schedule.warmup_steps} warmup steps, {schedule.decay_type} "
+        f"decay to {schedule.min_lr_factor:g} x lr",
         checkpoint=f"every {saving.interval} steps in "
         f"{config.job.dump_folder}/{saving.folder}"
         if saving.enable

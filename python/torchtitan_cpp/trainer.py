@@ -19,7 +19,13 @@ import torch
 from torchtitan_cpp import _C, build, dry_run
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.config import JobConfig, config_json, save_config
-from torchtitan_cpp.data import build_validation_dataloader, check_vocabulary
+from torchtitan_cpp.data import (
+    DataLoader,
+    build_validation_dataloader,
+    check_vocabulary,
+)
+from torchtitan_cpp.determinism import agree_on_seed, set_determinism
+from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
 from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
 from torchtitan_cpp.metrics import build_metrics_processor
@@ -29,7 +35,6 @@ from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
     maybe_enable_profiling,
 )
-from torchtitan_cpp._C.collectives import ReduceOp
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import GroupRanks, collect, restore
@@ -37,10 +42,6 @@ from torchtitan_cpp.validation import Validator
 from torchtitan_cpp.world import World, build_world
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
-
-
-class NotFiniteError(RuntimeError):
-    """Loss or gradient norm is not finite; no weight was changed by that step."""
 
 
 class OutOfDataError(RuntimeError):
@@ -66,7 +67,7 @@ class Trainer:
             self.world.rank, shown_ranks=parse_log_rank(os.environ.get("LOG_RANK"))
         )
         logger.info("Starting job: %s", job_config.job.description)
-        _set_determinism(job_config)
+        set_determinism(job_config.debug)
         self.gc_handler = GarbageCollection(
             job_config.training.gc_freq, job_config.training.gc_debug
         )
@@ -75,7 +76,7 @@ class Trainer:
         local_rows = training.local_batch_size * dims.batch
         global_rows = max(training.global_batch_size, local_rows)
         self.accumulation = global_rows // local_rows
-        self.seed = self._agree_on_seed()
+        self.seed = agree_on_seed(job_config.debug, self.world)
 
         self.model = build.build_model(
             self.spec, job_config, self.world, accumulation=self.accumulation
@@ -108,15 +109,6 @@ class Trainer:
 
     # --- building ------------------------------------------------------------------
 
-    def _agree_on_seed(self) -> int:
-        """The seed of initial weights: the configured one, or rank 0's own."""
-        if self.job_config.debug.seed is not None:
-            return self.job_config.debug.seed
-        seed = torch.tensor(torch.seed() % 2**63)
-        if not self.world.is_fake:
-            self.world.groups["loss"].broadcast(seed, root=0).wait()
-        return int(seed)
-
     def _build_tokenizer(self) -> Any:
         if self.spec.build_tokenizer_fn is None or self.world.is_fake:
             return None
@@ -127,12 +119,16 @@ class Trainer:
     def _build_dataloader(self) -> Any:
         if self.world.is_fake:
             return None
-        return self.spec.build_dataloader_fn(
+        loader = self.spec.build_dataloader_fn(
             dp_world_size=self.world.parallel_dims.batch,
             dp_rank=self.world.data_rank,
             tokenizer=self.tokenizer,
             job_config=self.job_config,
         )
+        vocab_size = getattr(self.model.args, "vocab_size", None)
+        if vocab_size is not None and isinstance(loader, DataLoader):
+            loader.check_ids_below(vocab_size)
+        return loader
 
     def _build_checkpointer(self) -> CheckpointManager:
         config = self.job_config
@@ -283,10 +279,10 @@ class Trainer:
 
     def should_stop(self) -> bool:
         """Whether any rank got SIGTERM; the same answer on all ranks."""
-        asked = torch.tensor(
-            float(_C.core.stop_requested()), device=self.world.device
-        )
-        self.world.groups["world"].all_reduce(asked, op=ReduceOp.MAX).wait()
+        asked = torch.tensor(float(_C.core.stop_requested()), device=self.world.device)
+        self.world.groups["world"].all_reduce(
+            asked, op=_C.collectives.ReduceOp.MAX
+        ).wait()
         if bool(asked):
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
         return bool(asked)
@@ -346,7 +342,9 @@ class Trainer:
     def log(self, result: _C.train.StepResult, learning_rate: float) -> None:
         """Report a step; all ranks take part."""
         largest = result.local_loss.double() / result.local_tokens.clamp(min=1)
-        self.world.groups["loss"].all_reduce(largest, op=ReduceOp.MAX).wait()
+        self.world.groups["loss"].all_reduce(
+            largest, op=_C.collectives.ReduceOp.MAX
+        ).wait()
         loss = float(result.loss)
         self._losses.append(loss)
         self.metrics.log(
@@ -358,30 +356,12 @@ class Trainer:
         )
 
     def check_finite(self) -> None:
-        """Raise NotFiniteError if the last step met a loss or norm that is not finite."""
+        """Raise NotFiniteError if loss or norm of the last step is not finite."""
         result, self._last_result = self._last_result, None
         if result is None or result.finite.is_meta or bool(result.finite):
             return
-        bad = next(
-            (
-                shard.name
-                for group in self.model.applied.groups
-                for shard in group.shards
-                if not bool(shard.gradient.isfinite().all())
-            ),
-            None,
-        )
-        where = (
-            f"first bad gradient on this rank: {bad}"
-            if bad
-            else "all gradients of this rank are finite"
-        )
         self.checkpointer.forbid_saving("loss or gradients are not finite")
-        raise NotFiniteError(
-            f"step {self.step}: loss {float(result.loss):g}, gradient norm "
-            f"{float(result.grad_norm):g}; rank {self.world.rank}: loss sum "
-            f"{float(result.local_loss):g}, {where}; no weight was changed"
-        )
+        raise NotFiniteError(describe(self.step, self.world.rank, result, self.model))
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
@@ -417,12 +397,3 @@ class Trainer:
             close_data()
         if self.world.distributed:
             self.world.distributed.close(failed=failed)
-
-
-def _set_determinism(job_config: JobConfig) -> None:
-    debug = job_config.debug
-    if debug.seed is not None:
-        torch.manual_seed(debug.seed)
-    if debug.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=debug.deterministic_warn_only)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchtitan_cpp import _C
-from torchtitan_cpp._C.collectives import Group
 from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
 from torchtitan_cpp.data import merge_data_states
+from torchtitan_cpp.parallel import Group
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer

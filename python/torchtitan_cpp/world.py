@@ -21,7 +21,7 @@ from torchtitan_cpp.parallel import (
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
-    """The degree of every parallelism, with torchtitan's names; checked and resolved."""
+    """The degree of every parallelism, checked and resolved (torchtitan's names)."""
 
     dp_replicate: int
     dp_shard: int

@@ -27,9 +27,9 @@ def adopt(module: nn.Module, groups: Sequence[_C.nn.ParameterGroup]) -> None:
     for group in groups:
         for shard in group.shards:
             adopted = nn.Parameter(shard.value)
-            adopted.grad = shard.gradient if (
-                shard.gradient.dtype == shard.value.dtype
-            ) else None
+            adopted.grad = (
+                shard.gradient if (shard.gradient.dtype == shard.value.dtype) else None
+            )
             for owner, leaf in same[names[shard.name]]:
                 owner.register_parameter(leaf, adopted)
     object.__setattr__(module, _ATTRIBUTE, tuple(groups))

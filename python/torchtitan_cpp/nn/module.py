@@ -34,7 +34,9 @@ class CppModule(nn.Module):
         core = self.build_core(
             head="logits", device=torch.device("meta"), dtype=torch.float32
         )
-        self._names = [[spec.name for spec in group.parameters] for group in core.groups]
+        self._names = [
+            [spec.name for spec in group.parameters] for group in core.groups
+        ]
         self._built: tuple[torch.device, torch.dtype, _C.nn.Model] | None = None
         for group in core.groups:
             for spec in group.parameters:

@@ -8,10 +8,10 @@ import sys
 import time
 
 import torch
+from torchtitan_cpp._C.collectives import ReduceOp
 
 from torchtitan_cpp import parallel
 from torchtitan_cpp._C import core
-from torchtitan_cpp._C.collectives import ReduceOp
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 

@@ -1,4 +1,5 @@
 import torch
+
 import torchtitan_cpp
 from torchtitan_cpp import _C
 

@@ -134,7 +134,7 @@ BAD = {
     ),
     "a test that is not built": (
         {"tests/cpp/nn/linear_tests.cpp": ""},
-        "is not built: the name must end in _test.cpp",
+        "expected a name that ends in _test.cpp, or a header",
     ),
     "a file over the limit": (
         {"python/torchtitan_cpp/long.py": "x = 1\n" * 401},

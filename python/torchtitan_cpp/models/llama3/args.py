@@ -51,7 +51,7 @@ class TransformerModelArgs(BaseModelArgs):
     max_seq_len: int = 131072
     """Longest sequence, in tokens."""
     depth_init: bool = True
-    """Initial deviation of block outputs falls with the layer, else with their number."""
+    """Initial deviation of block outputs falls with depth, else is the same."""
     attn_type: str = "sdpa"
     """Only "sdpa" so far; "flex" and "varlen" need document masks."""
     attn_mask_type: str = "causal"
