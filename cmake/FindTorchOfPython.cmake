@@ -32,7 +32,10 @@ endif()
 set(TORCHTITAN_TORCH_SEEN "${TORCHTITAN_TORCH_ROOT}" CACHE INTERNAL "")
 
 set(Torch_DIR "${TORCHTITAN_TORCH_ROOT}/share/cmake/Torch")
+# Torch warns of parts that a wheel has inside its other libraries.
+set(CMAKE_MESSAGE_LOG_LEVEL ERROR)
 find_package(Torch REQUIRED CONFIG)
+unset(CMAKE_MESSAGE_LOG_LEVEL)
 find_library(TORCH_PYTHON_LIBRARY torch_python REQUIRED NO_DEFAULT_PATH
              PATHS "${TORCHTITAN_TORCH_ROOT}/lib")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,11 +88,17 @@ def _backend() -> Any:
     return build
 
 
-def _is_isolated() -> bool:
-    """Whether the build tools live in an environment that is gone after the build."""
-    tools = Path(_backend().__file__)
-    site = {Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")}
-    return not any(folder in tools.parents for folder in site)
+def _tools_stay() -> bool:
+    """Whether cmake and ninja are on PATH now and still will be after the build.
+
+    An isolated build gets those that the system lacks in a temporary environment, the
+    one that holds scikit-build-core too.
+    """
+    site = Path(_backend().__file__).parents[2]
+    lasting = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    temporary = None if str(site) in lasting else site.parents[2]
+    tools = [shutil.which(name) for name in ("cmake", "ninja")]
+    return all(tool and temporary not in Path(tool).parents for tool in tools)
 
 
 def _settings(
@@ -102,8 +109,8 @@ def _settings(
     found = find_torch()
     if found:
         settings.setdefault("cmake.define.TORCHTITAN_TORCH_ROOT", str(found[0]))
-    if editable and _is_isolated():
-        # An import could not rebuild with a cmake or ninja that pip has removed.
+    if editable and not (found and _tools_stay()):
+        # Rebuilding on import would miss what is gone by then.
         settings.setdefault("editable.rebuild", "false")
     return settings
 

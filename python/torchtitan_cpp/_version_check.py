@@ -11,7 +11,7 @@ def check_torch_version() -> None:
     Raises:
         ImportError: with both versions and the command that mends it.
     """
-    remedy = "rebuild it: pip install --force-reinstall --no-deps torchtitan_cpp"
+    remedy = "rebuild it in its clone: pip install --force-reinstall --no-deps ."
     running = torch.__version__.split("+")[0]
     try:
         from torchtitan_cpp import _C
