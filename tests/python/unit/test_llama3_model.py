@@ -1,0 +1,158 @@
+"""Llama 3 as users see it in Python: a module like any other, and the same as others."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from torchtitan_cpp import get_train_spec
+from torchtitan_cpp.models.llama3 import (
+    RoPEScalingArgs,
+    Transformer,
+    TransformerModelArgs,
+    llama3_args,
+)
+from torchtitan_cpp.models.llama3.state_dict_adapter import (
+    Llama3StateDictAdapter,
+    hf_config,
+)
+
+SMALL = TransformerModelArgs(
+    dim=48,
+    n_layers=2,
+    n_heads=6,
+    n_kv_heads=2,
+    vocab_size=67,
+    multiple_of=16,
+    rope_theta=1e4,
+    rope_scaling_args=None,
+    max_seq_len=64,
+)
+CASES = {
+    "gqa": {},
+    "mha": {"n_kv_heads": None},
+    "tied": {"enable_weight_tying": True},
+    "scaled rope": {
+        "rope_scaling_args": RoPEScalingArgs(
+            scaling_factor=4.0, original_max_position_embeddings=16
+        )
+    },
+}
+
+
+def small(**changes: object) -> TransformerModelArgs:
+    args = copy.deepcopy(SMALL)
+    for name, value in changes.items():
+        setattr(args, name, value)
+    return args
+
+
+def transformers_model(
+    args: TransformerModelArgs, model: Transformer
+) -> transformers.LlamaForCausalLM:
+    config = transformers.LlamaConfig(**hf_config(args))
+    other = transformers.LlamaForCausalLM(config)
+    adapter = Llama3StateDictAdapter(args, None)
+    weights = adapter.to_hf(dict(model.state_dict()))
+    missing, unexpected = other.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if args.enable_weight_tying else set())
+    other.tie_weights()
+    return other.eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_those_of_transformers(name):
+    args = small(**CASES[name])
+    torch.manual_seed(0)
+    model = Transformer(args)
+    tokens = torch.randint(0, args.vocab_size, (3, 40))
+    with torch.no_grad():
+        expected = transformers_model(args, model)(tokens).logits
+        actual = model(tokens)
+    assert (actual - expected).abs().max() <= 2e-5
+
+
+def test_gradients_equal_those_of_transformers_in_float64():
+    args = small(enable_weight_tying=True)
+    model = Transformer(args).double()
+    other = transformers_model(args, model).double()
+    # Its rotary table was made in float32; ours is exact to the last bit of float64.
+    tokens = torch.randint(0, args.vocab_size, (2, 12))
+    model(tokens).sin().sum().backward()
+    other(tokens).logits.sin().sum().backward()
+    ours = model.layers["1"].feed_forward.w2.weight.grad
+    theirs = other.model.layers[1].mlp.down_proj.weight.grad
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    embedding = model.tok_embeddings.weight.grad
+    torch.testing.assert_close(
+        embedding, other.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_it_is_a_module_like_any_other():
+    model = Transformer(small())
+    names = [name for name, _ in model.named_parameters()]
+    assert names[0] == "tok_embeddings.weight"
+    assert "layers.1.attention.wq.weight" in names
+    assert names[-2:] == ["norm.weight", "output.weight"]
+    assert "wq" in repr(model)
+    other = Transformer(small())
+    other.load_state_dict(model.state_dict())
+    tokens = torch.randint(0, 67, (1, 8))
+    assert torch.equal(model(tokens), other(tokens))
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    other(tokens).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model(tokens), other(tokens))
+
+
+def test_initial_values_are_those_of_the_seed():
+    torch.manual_seed(5)
+    first = Transformer(small()).state_dict()
+    torch.manual_seed(5)
+    second = Transformer(small()).state_dict()
+    torch.manual_seed(6)
+    third = Transformer(small()).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["output.weight"], third["output.weight"])
+    assert torch.equal(first["norm.weight"], torch.ones(48))
+
+
+def test_on_meta_it_has_shapes_and_no_memory():
+    with torch.device("meta"):
+        model = Transformer(llama3_args["405B"])
+    assert sum(p.numel() for p in model.parameters()) == 405_853_388_800
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("flavor", "params"),
+    [
+        ("debugmodel", 6_163_712),
+        ("1B", 1_235_814_400),
+        ("3B", 3_212_749_824),
+        ("8B", 8_030_261_248),
+        ("70B", 70_553_706_496),
+    ],
+)
+def test_flavors_have_the_published_sizes(flavor, params):
+    spec = get_train_spec("llama3")
+    args = spec.model_args[flavor]
+    with torch.device("meta"):
+        model = spec.model_cls(args)
+    num_params, flops = args.get_nparams_and_flops(model, 2048)
+    assert num_params == params == args.to_core().num_params()
+    assert flops == args.to_core().flops_per_token(2048)
+
+
+def test_flavors_with_document_masks_are_refused():
+    with pytest.raises(ValueError, match="not supported yet.*flex.*block_causal"):
+        Transformer(llama3_args["debugmodel_flex_attn"])
+
+
+def test_a_token_outside_the_vocabulary_is_an_error():
+    model = Transformer(small())
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        model(torch.tensor([[1, 67]]))

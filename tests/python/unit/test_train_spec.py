@@ -1,0 +1,34 @@
+import pytest
+
+import torchtitan_cpp
+from torchtitan_cpp import get_train_spec, register_train_spec, train_spec
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(train_spec, "_registered", {})
+
+
+def test_a_registered_spec_is_found_and_comes_before_the_package_s(registry):
+    spec = get_train_spec("llama3")
+    register_train_spec("mine", spec)
+    assert get_train_spec("mine") is spec
+    register_train_spec("llama3", spec)
+    assert get_train_spec("llama3") is spec
+    assert train_spec.registered_names() == ["llama3", "mine"]
+
+
+def test_a_name_is_registered_once(registry):
+    spec = get_train_spec("llama3")
+    register_train_spec("mine", spec)
+    with pytest.raises(ValueError, match="'mine' is already registered"):
+        register_train_spec("mine", spec)
+
+
+def test_an_unknown_name_gets_the_nearest_known_one(registry):
+    with pytest.raises(ValueError, match="found 'lama3'; did you mean 'llama3'?"):
+        get_train_spec("lama3")
+
+
+def test_names_are_at_the_top_of_the_package():
+    assert torchtitan_cpp.TrainSpec is train_spec.TrainSpec
