@@ -9,7 +9,6 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.logging import logger
-from torchtitan_cpp.metrics.flops import get_dense_model_nparams_and_flops
 from torchtitan_cpp.models.protocol import BaseModelArgs
 
 
@@ -80,8 +79,8 @@ class TransformerModelArgs(BaseModelArgs):
         self.max_seq_len = seq_len
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-        head_dims = 2 * (self.dim // self.n_heads)
-        return get_dense_model_nparams_and_flops(self, model, head_dims, seq_len)
+        core = self.to_core()
+        return core.num_params(), core.flops_per_token(seq_len)
 
     def to_core(self) -> _C.models.llama.Args:
         """The same sizes for the C++ model.
