@@ -1,0 +1,79 @@
+"""Every layout of data parallelism, as processes over Gloo, equals one rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import merged, run, torchrun
+
+FLOAT64 = (
+    "--training.dtype=float64",
+    "--training.global-batch-size=36",
+    "--training.max-norm=0.5",  # below the norm, so that clipping acts
+)
+
+LAYOUTS = {
+    "ddp_2": (2, "--parallelism.data-parallel-replicate-degree=2"),
+    "fsdp_2": (2,),
+    "fsdp_3": (3,),
+    "hsdp_2x2": (4, "--parallelism.data-parallel-replicate-degree=2"),
+}
+
+
+def degrees(ranks: int, *flags: str) -> tuple[str, ...]:
+    replicas = 2 if flags else 1
+    return (*flags, f"--parallelism.data-parallel-shard-degree={ranks // replicas}")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One rank over the whole batch at once."""
+    flags = (*FLOAT64, "--training.local-batch-size=36")
+    return run(tmp_path_factory.mktemp("one_rank"), *flags, trainer="dumping")
+
+
+def assert_close(values: Any, references: Any, tolerance: float) -> None:
+    """By the 2-norm of each tensor; 1e-12 absolute where the reference is zero."""
+    assert values.keys() == references.keys()
+    for name, expected in references.items():
+        assert expected.dtype == torch.float64
+        norm, error = expected.norm(), (values[name] - expected).norm()
+        assert error <= (tolerance * norm if norm > 0 else 1e-12), name
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_gradients_and_weights_equal_those_of_one_rank(
+    layout: str, microbatches: int, reference: Any, tmp_path: Path
+) -> None:
+    ranks = LAYOUTS[layout][0]
+    rows, rest = divmod(36, ranks * microbatches)
+    assert rest == 0
+    trained = run(
+        tmp_path,
+        *FLOAT64,
+        *degrees(*LAYOUTS[layout]),
+        f"--training.local-batch-size={rows}",
+        ranks=ranks,
+        trainer="dumping",
+    )
+    first, expected = trained.dumped(1), reference.dumped(1)
+    assert first["loss"] == pytest.approx(expected["loss"], rel=1e-10)
+    assert first["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-10)
+    assert first["grad_norm"] > 0.5
+    assert_close(first["gradients"], expected["gradients"], 1e-10)
+    assert_close(trained.dumped(5)["weights"], reference.dumped(5)["weights"], 1e-9)
+
+
+def test_torchrun_starts_the_same_job(reference: Any, tmp_path: Path) -> None:
+    flags = (*FLOAT64, "--training.local-batch-size=9", f"--job.dump-folder={tmp_path}")
+    finished = torchrun(2, *merged(*flags))
+    assert finished.returncode == 0, finished.stderr
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(reference.metrics())
+    for line, expected in zip(lines, reference.metrics(), strict=True):
+        assert json.loads(line)["loss"] == pytest.approx(expected["loss"], rel=1e-9)

@@ -1,0 +1,30 @@
+"""A tiny Llama 3 and a small text, for jobs that import this module by its name."""
+
+from __future__ import annotations
+
+from torchtitan_cpp.data import DatasetConfig, register_dataset
+from torchtitan_cpp.models.llama3 import TransformerModelArgs, llama3_args
+
+# 20 rows, 2,048 tokens and a feed-forward width of 60 do not fit three ranks evenly.
+llama3_args["tiny"] = TransformerModelArgs(
+    dim=20,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=1,
+    vocab_size=2048,
+    multiple_of=12,
+    rope_theta=10000,
+)
+
+WORDS = "def return for in if else import from class self None True while not".split()
+
+
+def sentences(count: int = 400) -> list[dict[str, str]]:
+    """Documents of a few words each, all different."""
+    return [
+        {"text": " ".join(WORDS[(i * i + 3 * i * k + k) % 14] for k in range(1 + i % 9))}
+        for i in range(count)
+    ]
+
+
+register_dataset("tiny_text", DatasetConfig(loader=lambda path: sentences(), path="-"))

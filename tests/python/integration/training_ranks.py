@@ -1,0 +1,83 @@
+"""What runs in the processes of a test job: one rank, with a trainer of the test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchtitan_cpp.train import main
+from torchtitan_cpp.trainer import Trainer
+
+STATE_FOLDER = "dumped"
+"""Below job.dump_folder: what DumpingTrainer saw."""
+
+
+class DumpingTrainer(Trainer):
+    """Writes this rank's rows of all gradients and weights after every step."""
+
+    def log(self, result: Any, learning_rate: float) -> None:
+        super().log(result, learning_rate)
+        shards = {
+            shard.name: shard
+            for group in self.model.applied.groups
+            for shard in group.shards
+        }
+        folder = Path(self.job_config.job.dump_folder) / STATE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {
+                "loss": float(result.loss),
+                "grad_norm": float(result.grad_norm),
+                "shapes": {name: list(s.global_shape) for name, s in shards.items()},
+                "first_row": {name: s.first_row for name, s in shards.items()},
+                "gradients": {n: s.gradient.clone() for n, s in shards.items()},
+                "weights": {n: s.value.detach().clone() for n, s in shards.items()},
+            },
+            folder / f"step-{self.step}-rank-{self.world.rank}.pt",
+        )
+
+
+class PoisoningTrainer(DumpingTrainer):
+    """Rank 1 (0 where there is one) puts a NaN into a weight before step 3."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        last = self.world.parallel_dims.world_size - 1
+        if self.step == 3 and self.world.rank == last:
+            group = self.model.applied.groups[1]
+            group.master[0] = float("nan")
+        super().train_step(microbatches)
+
+
+TRAINERS: dict[str, type[Trainer]] = {
+    "plain": Trainer,
+    "dumping": DumpingTrainer,
+    "poisoning": PoisoningTrainer,
+}
+
+
+def run_rank(
+    arguments: Sequence[str], environment: dict[str, str], output: str, trainer: str
+) -> None:
+    """The whole life of one rank: as ``python -m torchtitan_cpp.train`` under torchrun.
+
+    Args:
+        environment: replaces the variables that torchrun sets.
+        output: file that stdout and stderr go to.
+        trainer: name in TRAINERS.
+    """
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "LOG_RANK"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    code = main(arguments, trainer_class=TRAINERS[trainer])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

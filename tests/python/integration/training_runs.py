@@ -1,0 +1,248 @@
+"""Starts jobs of one or several ranks and reads what they leave.
+
+The processes are forked from a server that has imported torch and nothing else, so a
+job of two ranks takes well below a second.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from training_ranks import STATE_FOLDER, run_rank
+
+FLAGS = (
+    "--experimental.custom-import=tiny_jobs",
+    "--model.flavor=tiny",
+    "--training.dataset=tiny_text",
+    "--training.seq-len=16",
+    "--training.local-batch-size=2",
+    "--training.steps=5",
+    "--metrics.log-freq=1",
+    "--debug.seed=7",
+    "--lr-scheduler.warmup-steps=2",
+    "--optimizer.lr=1e-2",
+)
+"""Of every job here; a later flag replaces an earlier one in `merged`."""
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def merged(*flags: str) -> list[str]:
+    """FLAGS with ``flags`` in their place or behind them."""
+    named = {flag.partition("=")[0]: flag for flag in (*FLAGS, *flags)}
+    return list(named.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A job that has ended."""
+
+    folder: Path
+    exit_codes: list[int]
+    """By rank; minus the signal where one ended the process."""
+    outputs: list[str]
+
+    @property
+    def output(self) -> str:
+        """Of all ranks."""
+        return "\n".join(self.outputs)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl without what the clock and the machine say."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        kept = ("step", "loss", "grad_norm", "lr", "n_tokens_seen")
+        return [{key: json.loads(line)[key] for key in kept} for line in lines]
+
+    def dumped(self, step: int) -> dict[str, Any]:
+        """Loss, norm and whole gradients and weights of a step (DumpingTrainer)."""
+        return read_dumped(self.folder / STATE_FOLDER, step)
+
+
+class Job:
+    """Ranks under way; use it as a context manager, so that none outlives a test."""
+
+    def __init__(
+        self, folder: Path, *flags: str, ranks: int = 1, trainer: str = "plain"
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = merged(f"--job.dump-folder={folder}", *flags)
+        port = str(free_port())
+        self._outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
+        self.processes = []
+        for rank, output in enumerate(self._outputs):
+            environment = {"OMP_NUM_THREADS": "1"}
+            if ranks > 1:
+                environment |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(ranks),
+                    "LOCAL_WORLD_SIZE": str(ranks),
+                    "MASTER_ADDR": "localhost",
+                    "MASTER_PORT": port,
+                }
+            process = _server().Process(
+                target=run_rank, args=(arguments, environment, str(output), trainer)
+            )
+            process.start()
+            self.processes.append(process)
+
+    def wait_for(self, text: str, *, rank: int = 0, seconds: float = 60) -> None:
+        """Return once ``text`` is in the output of a rank."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output(rank):
+            assert time.monotonic() < deadline, self.output(rank)
+            time.sleep(0.01)
+
+    def output(self, rank: int) -> str:
+        """What a rank has printed so far."""
+        path = self._outputs[rank]
+        return path.read_text() if path.exists() else ""
+
+    def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
+        """Send a signal to some ranks, by default to all."""
+        for rank in range(len(self.processes)) if ranks is None else ranks:
+            pid = self.processes[rank].pid
+            assert pid is not None
+            os.kill(pid, number)
+
+    def finish(self, seconds: float = 100) -> Finished:
+        """Wait until all ranks have ended."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            assert process.exitcode is not None, self.output(0)
+        outputs = [self.output(rank) for rank in range(len(self.processes))]
+        assert "terminate called" not in "".join(outputs)
+        return Finished(
+            folder=self.folder,
+            exit_codes=[process.exitcode or 0 for process in self.processes],
+            outputs=outputs,
+        )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def run(
+    folder: Path,
+    *flags: str,
+    ranks: int = 1,
+    trainer: str = "plain",
+    fails: bool = False,
+) -> Finished:
+    """Run a job to its end and check that all ranks end well, unless it ``fails``."""
+    with Job(folder, *flags, ranks=ranks, trainer=trainer) as job:
+        finished = job.finish()
+    if not fails:
+        assert finished.exit_codes == [0] * ranks, finished.output
+    return finished
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A job as a user starts it: torchrun and processes of their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1"]
+    command += [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    return subprocess.run(
+        [*command, "-m", "torchtitan_cpp.train", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def read_dumped(folder: Path, step: int) -> dict[str, Any]:
+    """Put together the rows of all ranks; replicas must be equal bit by bit."""
+    whole: dict[str, Any] = {"gradients": {}, "weights": {}}
+    covered: dict[str, torch.Tensor] = {}
+    paths = sorted(folder.glob(f"step-{step}-rank-*.pt"))
+    assert paths, f"nothing was dumped for step {step}"
+    for path in paths:
+        part = torch.load(path)
+        for key in ("loss", "grad_norm"):
+            assert whole.setdefault(key, part[key]) == part[key], key
+        for name, shape in part["shapes"].items():
+            for kind in ("gradients", "weights"):
+                rows = part[kind][name]
+                tensor = whole[kind].setdefault(name, rows.new_zeros(shape))
+                place = slice(part["first_row"][name], part["first_row"][name] + len(rows))
+                seen = covered.setdefault(kind + name, torch.zeros(shape[0]).bool())
+                if seen[place].any():
+                    assert torch.equal(tensor[place], rows), f"{name}: replicas differ"
+                tensor[place] = rows
+                seen[place] = True
+    assert all(bool(seen.all()) for seen in covered.values())
+    return whole
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Whole tensors of a checkpoint, moments included, put together from its files."""
+    from torchtitan_cpp import _C
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    readers = [
+        _C.storage.SafetensorsReader(str(path / file["name"]))
+        for file in manifest["files"]
+    ]
+    tensors = {}
+    for name, stored in manifest["tensors"].items():
+        first = stored["boxes"][0]
+        dtype = readers[first["file"]].entries[first["key"]][0]
+        out = torch.zeros(stored["shape"], dtype=dtype)
+        for box in stored["boxes"]:
+            readers[box["file"]].read_box(
+                box["key"],
+                out,
+                offset=[0] * len(box["size"]),
+                size=box["size"],
+                out_offset=box["offset"],
+            )
+        tensors[name] = out
+    return tensors
+
+
+def assert_same_tensors(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
+) -> None:
+    """Equal bit by bit, under the same names."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype, name
+        assert torch.equal(tensor, other[name]), name
+
+
+def _import_path() -> str:
+    """PYTHONPATH with the modules beside this one."""
+    here = str(Path(__file__).parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([here, *(path for path in paths if path not in ("", here))])
+
+
+def _server() -> Any:
+    """The fork server; started by the first process that is asked of it."""
+    os.environ["PYTHONPATH"] = _import_path()  # for what the server imports first
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_ranks"])
+    return context
