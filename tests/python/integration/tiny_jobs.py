@@ -22,7 +22,7 @@ WORDS = "def return for in if else import from class self None True while not".s
 def sentences(count: int = 400) -> list[dict[str, str]]:
     """Documents of a few words each, all different."""
     return [
-        {"text": " ".join(WORDS[(i * i + 3 * i * k + k) % 14] for k in range(1 + i % 9))}
+        {"text": " ".join(WORDS[(i * (i + 3 * k) + k) % 14] for k in range(1 + i % 9))}
         for i in range(count)
     ]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchtitan_cpp.checkpoint import CheckpointManager
+from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
+from torchtitan_cpp.training_state import GroupRanks, collect
 
 STATE_FOLDER = "dumped"
 """Below job.dump_folder: what DumpingTrainer saw."""
@@ -53,9 +57,28 @@ class PoisoningTrainer(DumpingTrainer):
         super().train_step(microbatches)
 
 
+class ResavingTrainer(Trainer):
+    """Saves the state it starts with below ``resaved``, before any step."""
+
+    def train(self) -> None:
+        settings = replace(
+            self.job_config.checkpoint, folder="resaved", load_step=-1, load_only=False
+        )
+        config = replace(self.job_config, checkpoint=settings)
+        manager = CheckpointManager(
+            config.checkpoint,
+            base_folder=config.job.dump_folder,
+            ranks=GroupRanks(self.world.groups["world"], self.world.device),
+            adapter=Llama3StateDictAdapter(self.model.args, None),
+        )
+        manager.save(self.step, collect(self))
+        super().train()
+
+
 TRAINERS: dict[str, type[Trainer]] = {
     "plain": Trainer,
     "dumping": DumpingTrainer,
+    "resaving": ResavingTrainer,
     "poisoning": PoisoningTrainer,
 }
 

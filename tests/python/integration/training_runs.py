@@ -187,7 +187,8 @@ def read_dumped(folder: Path, step: int) -> dict[str, Any]:
             for kind in ("gradients", "weights"):
                 rows = part[kind][name]
                 tensor = whole[kind].setdefault(name, rows.new_zeros(shape))
-                place = slice(part["first_row"][name], part["first_row"][name] + len(rows))
+                first = part["first_row"][name]
+                place = slice(first, first + len(rows))
                 seen = covered.setdefault(kind + name, torch.zeros(shape[0]).bool())
                 if seen[place].any():
                     assert torch.equal(tensor[place], rows), f"{name}: replicas differ"

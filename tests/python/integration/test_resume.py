@@ -1,0 +1,251 @@
+"""Checkpoints of whole runs: resuming is exact, in the same layout and in others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import assert_same_tensors, read_checkpoint, run
+
+SAVING = (
+    "--checkpoint.enable",
+    "--checkpoint.interval=2",
+    "--checkpoint.no-last-save-model-only",
+    "--training.global-batch-size=12",
+)
+
+LAYOUTS = {
+    "one_rank": (1, 1),
+    "ddp_2": (2, 2),
+    "fsdp_2": (2, 1),
+    "fsdp_3": (3, 1),
+    "fsdp_4": (4, 1),
+    "hsdp_2x2": (4, 2),
+}
+"""Ranks and replicas."""
+
+
+def layout_flags(layout: str, *, microbatches: int = 1) -> tuple[str, ...]:
+    ranks, replicas = LAYOUTS[layout]
+    return (
+        f"--parallelism.data-parallel-replicate-degree={replicas}",
+        f"--parallelism.data-parallel-shard-degree={ranks // replicas}",
+        f"--training.local-batch-size={12 // ranks // microbatches}",
+    )
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoint" / f"step-{step}"
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    """All tensors, and what the ranks hold of schedule, data and generators."""
+    assert_same_tensors(read_checkpoint(one), read_checkpoint(other))
+    states = [json.loads((path / "manifest.json").read_text()) for path in (one, other)]
+    for part in ("step", "content", "scalars", "gathered"):
+        assert states[0][part] == states[1][part], part
+
+
+@pytest.mark.parametrize(
+    ("layout", "microbatches"), [("one_rank", 1), ("one_rank", 3), ("fsdp_2", 3)]
+)
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    layout: str, microbatches: int, tmp_path: Path
+) -> None:
+    flags = (*SAVING, *layout_flags(layout, microbatches=microbatches))
+    ranks = LAYOUTS[layout][0]
+    whole = run(tmp_path / "whole", *flags, "--training.steps=8", ranks=ranks)
+    parts = tmp_path / "parts"
+    # The schedule must be that of the whole run, so the first part is cut at a step
+    # between two saves: the resumed run repeats the step after the last one.
+    run(parts, *flags, "--training.steps=8", ranks=ranks)
+    for step in (6, 8):
+        shutil.rmtree(checkpoint(parts, step))
+    resumed = run(parts, *flags, "--training.steps=8", ranks=ranks)
+    assert "training goes on after step 4" in resumed.output
+    assert resumed.metrics() == whole.metrics()
+    for step in (6, 8):
+        assert_same_checkpoint(checkpoint(parts, step), checkpoint(whole.folder, step))
+
+
+def test_n_steps_twice_equal_2n_steps_under_a_constant_schedule(tmp_path: Path) -> None:
+    flags = (*SAVING, *layout_flags("one_rank"), "--lr-scheduler.warmup-steps=0")
+    flags += ("--lr-scheduler.decay-ratio=0.0",)
+    whole = run(tmp_path / "whole", *flags, "--training.steps=8")
+    parts = tmp_path / "parts"
+    run(parts, *flags, "--training.steps=4")
+    resumed = run(parts, *flags, "--training.steps=8")
+    assert resumed.metrics() == whole.metrics()
+    assert_same_checkpoint(checkpoint(parts, 8), checkpoint(whole.folder, 8))
+
+
+def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
+    tmp_path: Path,
+) -> None:
+    """A chain of layouts; each loads what the one before saved and saves it again."""
+    chain = ["fsdp_4", "fsdp_2", "hsdp_2x2", "ddp_2", "one_rank", "fsdp_3", "fsdp_4"]
+    first = tmp_path / "start"
+    run(first, *SAVING, *layout_flags(chain[0]), "--training.steps=4", ranks=4)
+    source = checkpoint(first, 4)
+    expected = read_checkpoint(source)
+    assert any(name.startswith("optimizer.exp_avg_sq.") for name in expected)
+    for number, layout in enumerate(chain[1:]):
+        folder = tmp_path / f"{number}_{layout}"
+        shutil.copytree(source.parent, folder / "checkpoint")
+        resaved = run(
+            folder,
+            *SAVING,
+            *layout_flags(layout),
+            "--training.steps=4",
+            ranks=LAYOUTS[layout][0],
+            trainer="resaving",
+        )
+        assert "training goes on after step 4" in resaved.output
+        source = folder / "resaved" / "step-4"
+        assert_same_tensors(read_checkpoint(source), expected)
+
+
+def test_the_data_and_the_curve_go_on_in_another_layout(tmp_path: Path) -> None:
+    """The global batch of a step is the same on any number of ranks, also resumed."""
+    steps = "--training.steps=8"
+    double = "--training.dtype=float64"
+    whole = run(tmp_path / "whole", *SAVING, *layout_flags("one_rank"), steps, double)
+    moved = tmp_path / "moved"
+    run(moved, *SAVING, *layout_flags("fsdp_3"), steps, double, ranks=3)
+    for step in (6, 8):
+        shutil.rmtree(checkpoint(moved, step))
+    flags = layout_flags("ddp_2", microbatches=3)
+    resumed = run(moved, *SAVING, *flags, steps, double, ranks=2)
+    assert "training goes on after step 4" in resumed.output
+    for line, expected in zip(resumed.metrics(), whole.metrics(), strict=True):
+        assert line == pytest.approx(expected, rel=1e-9)
+
+
+def damage(path: Path) -> None:
+    """Flip one bit of the largest file of a checkpoint."""
+    file = max(path.glob("*.safetensors"), key=lambda each: each.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_told_and_an_older_one_loaded(tmp_path: Path) -> None:
+    flags = (*SAVING, *layout_flags("fsdp_2"), "--training.steps=4")
+    run(tmp_path, *flags, ranks=2)
+    damage(checkpoint(tmp_path, 4))
+    explicit = run(tmp_path, *flags, "--checkpoint.load-step=4", ranks=2, fails=True)
+    assert all(code != 0 for code in explicit.exit_codes)
+    assert "step-4" in explicit.output and "SHA-256" in explicit.output
+    again = run(tmp_path, *flags, ranks=2)
+    assert "Damaged, going back to an older checkpoint" in again.output
+    assert "training goes on after step 2" in again.output
+
+
+def test_excluded_parts_keep_their_initial_state(tmp_path: Path) -> None:
+    flags = (*SAVING, *layout_flags("one_rank"))
+    saved = run(tmp_path, *flags, "--training.steps=4")
+    excluded = "--checkpoint.exclude-from-loading=optimizer,lr_scheduler"
+    run(tmp_path, *flags, excluded, "--training.steps=4", trainer="resaving")
+    loaded = read_checkpoint(tmp_path / "resaved" / "step-4")
+    for name, tensor in read_checkpoint(checkpoint(saved.folder, 4)).items():
+        if name.startswith("optimizer."):
+            assert not loaded[name].any() and tensor.any(), name
+        else:
+            assert torch.equal(loaded[name], tensor), name
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    flags = layout_flags("one_rank")
+    first = run(tmp_path / "first", *SAVING, *flags, "--training.steps=4")
+    path = checkpoint(first.folder, 4)
+    second = run(
+        tmp_path / "second",
+        *SAVING,
+        *layout_flags("fsdp_2"),
+        f"--checkpoint.initial-load-path={path}",
+        "--training.steps=1",
+        ranks=2,
+        trainer="resaving",
+    )
+    assert f"Loaded the weights in {path}" in second.output
+    assert [line["step"] for line in second.metrics()] == [1]
+    loaded = read_checkpoint(second.folder / "resaved" / "step-0")
+    for name, tensor in read_checkpoint(path).items():
+        if name.startswith("optimizer."):
+            assert not loaded[name].any(), name
+        else:
+            assert torch.equal(loaded[name], tensor), name
+
+
+def test_the_last_save_holds_weights_in_the_export_dtype(tmp_path: Path) -> None:
+    flags = ("--checkpoint.enable", "--checkpoint.last-save-model-only")
+    run(tmp_path, *flags, "--checkpoint.export-dtype=bfloat16", "--training.steps=2")
+    tensors = read_checkpoint(checkpoint(tmp_path, 2))
+    assert tensors and not any(name.startswith("optimizer.") for name in tensors)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_transformers_loads_the_last_save_and_a_run_starts_from_it(
+    tmp_path: Path,
+) -> None:
+    from transformers import LlamaForCausalLM  # takes a second to import
+
+    exported = run(
+        tmp_path / "first",
+        "--checkpoint.enable",
+        "--checkpoint.last-save-model-only",
+        "--checkpoint.last-save-in-hf",
+        "--training.steps=2",
+        ranks=2,
+    )
+    path = checkpoint(exported.folder, 2)
+    model, found = LlamaForCausalLM.from_pretrained(
+        path, output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    second = run(
+        tmp_path / "second",
+        "--checkpoint.enable",
+        "--checkpoint.initial-load-in-hf",
+        f"--checkpoint.initial-load-path={path}",
+        "--training.steps=1",
+        trainer="resaving",
+    )
+    loaded = read_checkpoint(second.folder / "resaved" / "step-0")
+    state = model.state_dict()
+    assert torch.equal(
+        loaded["tok_embeddings.weight"], state["model.embed_tokens.weight"]
+    )
+    w1 = "layers.1.feed_forward.w1.weight"
+    assert torch.equal(loaded[w1], state["model.layers.1.mlp.gate_proj.weight"])
+
+
+def test_a_seed_checkpoint_starts_every_layout_alike(tmp_path: Path) -> None:
+    seeded = run(
+        tmp_path / "seed", "--checkpoint.enable", "--checkpoint.create-seed-checkpoint"
+    )
+    weights = read_checkpoint(checkpoint(seeded.folder, 0))
+    folder = tmp_path / "run"
+    shutil.copytree(seeded.folder / "checkpoint", folder / "checkpoint")
+    flags = (*SAVING, *layout_flags("fsdp_3"), "--debug.seed=8", "--training.steps=1")
+    run(folder, *flags, ranks=3, trainer="resaving")
+    loaded = read_checkpoint(folder / "resaved" / "step-0")
+    for name, tensor in weights.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
+    keep = "--checkpoint.keep-latest-k=2"
+    run(tmp_path, *SAVING, *layout_flags("one_rank"), keep, "--training.steps=8")
+    names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+    assert names == ["step-6", "step-8"]
+
+
+def test_a_run_that_only_loads_saves_nothing(tmp_path: Path) -> None:
+    flags = (*SAVING, *layout_flags("one_rank"))
+    run(tmp_path, *flags, "--training.steps=2")
+    run(tmp_path, *flags, "--training.steps=6", "--checkpoint.load-only")
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-2"]
