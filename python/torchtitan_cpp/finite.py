@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+
 from torchtitan_cpp import _C
 from torchtitan_cpp.build import Model
+from torchtitan_cpp.world import World
 
 
 class NotFiniteError(RuntimeError):
     """Loss or gradient norm is not finite; no weight was changed by that step."""
 
 
-def describe(step: int, rank: int, result: _C.train.StepResult, model: Model) -> str:
-    """One line: the numbers of the step and the first bad gradient of this rank."""
-    bad = next(
-        (
-            shard.name
-            for group in model.applied.groups
-            for shard in group.shards
-            if not bool(shard.gradient.isfinite().all())
-        ),
-        None,
-    )
-    where = (
-        f"first bad gradient on this rank: {bad}"
-        if bad
-        else "all gradients of this rank are finite"
-    )
+def describe(step: int, result: _C.train.StepResult, model: Model, world: World) -> str:
+    """One line, the same on all ranks: the numbers and the first that is bad.
+
+    All ranks call it together. A weight that was bad before the step is named before a
+    rank whose loss is bad, and that before a gradient; among parameters the first one
+    in the order of the model, with the lowest rank that holds bad rows of it.
+    """
+    shards = [shard for group in model.applied.groups for shard in group.shards]
+    weight = _first_bad((shard.value for shard in shards), world)
+    loss = _first_bad([result.local_loss], world)
+    gradient = _first_bad((shard.gradient for shard in shards), world)
+    if weight is not None:
+        where = f"rank {weight[1]}: first bad parameter {shards[weight[0]].name}"
+    elif gradient is not None:
+        where = f"rank {gradient[1]}: first bad gradient {shards[gradient[0]].name}"
+    else:
+        where = "all gradients are finite"
+    if loss is not None and weight is None:
+        where = f"rank {loss[1]}: bad loss; {where}"
     return (
         f"step {step}: loss {float(result.loss):g}, gradient norm "
-        f"{float(result.grad_norm):g}; rank {rank}: loss sum "
-        f"{float(result.local_loss):g}, {where}; no weight was changed"
+        f"{float(result.grad_norm):g}; {where}; no weight was changed"
     )
+
+
+def _first_bad(tensors: Iterable[torch.Tensor], world: World) -> tuple[int, int] | None:
+    """Index of the first tensor that is not finite on any rank, and that rank."""
+    size = world.parallel_dims.world_size
+    bad = (i for i, tensor in enumerate(tensors) if not bool(tensor.isfinite().all()))
+    none = torch.iinfo(torch.int64).max
+    first = next(bad, None)
+    code = torch.tensor(
+        none if first is None else first * size + world.rank, device=world.device
+    )
+    world.groups["world"].all_reduce(code, op=_C.collectives.ReduceOp.MIN).wait()
+    return None if int(code) == none else divmod(int(code), size)

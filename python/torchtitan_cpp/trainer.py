@@ -100,7 +100,7 @@ class Trainer:
         self.validator = self._build_validator()
         self.step = 0
         self.num_tokens_seen = 0
-        self._last_result: _C.train.StepResult | None = None
+        self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: list[float] = []
         self.checkpointer = self._build_checkpointer()
         self.load()
@@ -242,6 +242,7 @@ class Trainer:
                     )
                     break
                 self.step += 1
+                self.world.begin_step(self.step)
                 self.train_step(microbatches)
                 stopping = self.should_stop()
                 self.save(stopping=stopping)
@@ -254,8 +255,8 @@ class Trainer:
                 if snapshot:
                     snapshot.step()
                 progress.update(self.step, self._losses[-1] if self._losses else None)
-                if self.step == first_step + 1 and self.world.distributed:
-                    self.world.distributed.first_step_passed()
+                if self.step == first_step + 1:
+                    self.world.first_step_passed()
         self.check_finite()
         if self.world.rank == 0:
             logger.info("%s", "\n" + self._closing(started, first_step))
@@ -333,7 +334,7 @@ class Trainer:
         result = self.executor.run(
             microbatches, learning_rate=learning_rate, step=self.step
         )
-        self._last_result = result
+        self._last_result = (self.step, result)
         self.lr_schedulers.step()
         if self.metrics.should_log(self.step):
             self.check_finite()
@@ -357,11 +358,11 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raise NotFiniteError if loss or norm of the last step is not finite."""
-        result, self._last_result = self._last_result, None
-        if result is None or result.finite.is_meta or bool(result.finite):
+        last, self._last_result = self._last_result, None
+        if last is None or last[1].finite.is_meta or bool(last[1].finite):
             return
         self.checkpointer.forbid_saving("loss or gradients are not finite")
-        raise NotFiniteError(describe(self.step, self.world.rank, result, self.model))
+        raise NotFiniteError(describe(*last, self.model, self.world))
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

@@ -78,6 +78,16 @@ class World:
         """Coordinate on the axis "batch"."""
         return int(self.groups["batch"].rank)
 
+    def begin_step(self, step: int) -> None:
+        """Note the step for messages about ranks that are lost."""
+        if self.distributed:
+            self.distributed.watch.step = step
+
+    def first_step_passed(self) -> None:
+        """From now on ranks wait for ``comm.train_timeout_seconds`` at most."""
+        if self.distributed:
+            self.distributed.first_step_passed()
+
 
 def find_device_type() -> Literal["cpu", "cuda"]:
     """CUDA where there is a device, else the CPU."""

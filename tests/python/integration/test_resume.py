@@ -202,9 +202,7 @@ def test_transformers_loads_the_last_save_and_a_run_starts_from_it(
         ranks=2,
     )
     path = checkpoint(exported.folder, 2)
-    model, found = LlamaForCausalLM.from_pretrained(
-        path, output_loading_info=True
-    )
+    model, found = LlamaForCausalLM.from_pretrained(path, output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
     second = run(
         tmp_path / "second",

@@ -16,13 +16,28 @@ llama3_args["tiny"] = TransformerModelArgs(
     rope_theta=10000,
 )
 
-WORDS = "def return for in if else import from class self None True while not".split()
+WORDS = [
+    "def",
+    "return",
+    "for",
+    "in",
+    "if",
+    "else",
+    "import",
+    "from",
+    "class",
+    "self",
+    "None",
+    "True",
+    "while",
+    "not",
+]
 
 
 def sentences(count: int = 400) -> list[dict[str, str]]:
     """Documents of a few words each, all different."""
     return [
-        {"text": " ".join(WORDS[(i * (i + 3 * k) + k) % 14] for k in range(1 + i % 9))}
+        {"text": " ".join(WORDS[(i * (i + 3 * k) + k) % 10] for k in range(1 + i % 9))}
         for i in range(count)
     ]
 

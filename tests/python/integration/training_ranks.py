@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from torchtitan_cpp.checkpoint import CheckpointManager
+from torchtitan_cpp.finite import NotFiniteError
 from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
@@ -46,15 +48,40 @@ class DumpingTrainer(Trainer):
         )
 
 
-class PoisoningTrainer(DumpingTrainer):
-    """Rank 1 (0 where there is one) puts a NaN into a weight before step 3."""
+class PoisoningTrainer(Trainer):
+    """The last rank finds a NaN among its weights before step 3."""
+
+    before: list[torch.Tensor]
 
     def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
-        last = self.world.parallel_dims.world_size - 1
-        if self.step == 3 and self.world.rank == last:
-            group = self.model.applied.groups[1]
-            group.master[0] = float("nan")
+        groups = self.model.applied.groups
+        if self.step == 3:
+            if self.world.rank == self.world.parallel_dims.world_size - 1:
+                groups[1].shards[2].value[0, 1] = float("nan")
+            self.before = [group.master.clone() for group in groups]
         super().train_step(microbatches)
+
+    def check_finite(self) -> None:
+        try:
+            super().check_finite()
+        except NotFiniteError:
+            pairs = zip(self.model.applied.groups, self.before, strict=True)
+            same = all(
+                torch.equal(group.master.nan_to_num(7.5), old.nan_to_num(7.5))
+                for group, old in pairs
+            )
+            print(f"weights are unchanged: {same}", flush=True)
+            raise
+
+
+class SlowTrainer(Trainer):
+    """Step 3 takes a minute."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        super().train_step(microbatches)
+        if self.step == 3:
+            print("step 3 goes on", flush=True)
+            time.sleep(60)
 
 
 class ResavingTrainer(Trainer):
@@ -80,6 +107,7 @@ TRAINERS: dict[str, type[Trainer]] = {
     "dumping": DumpingTrainer,
     "resaving": ResavingTrainer,
     "poisoning": PoisoningTrainer,
+    "slow": SlowTrainer,
 }
 
 
