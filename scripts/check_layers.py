@@ -202,7 +202,9 @@ def check_tests(root: Path, folders: dict[str, Folder]) -> Iterator[str]:
         where = source.relative_to(root)
         if folder not in folders:
             yield f"{where}:1: tests mirror csrc/, but {folder!r} is no folder of it"
-        elif not source.stem.endswith("_test") and not source.with_suffix(".h").exists():
+        elif (
+            not source.stem.endswith("_test") and not source.with_suffix(".h").exists()
+        ):
             yield (
                 f"{where}:1: expected a name that ends in _test.cpp, or a header of the "
                 "same name that tests share"

@@ -30,12 +30,14 @@ void bind_config(py::module_ module) {
       .def_property_readonly("line", [](const TomlValue& v) { return v.position.line; })
       .def_property_readonly("column",
                              [](const TomlValue& v) { return v.position.column; })
-      .def_property_readonly("value", &content,
-                             "bool, int, float, str, DateTime, a list of TomlValue, or, "
-                             "for a table, a dict of TomlEntry.");
+      .def_property_readonly(
+          "value", &content,
+          "bool, int, float, str, DateTime, a list of TomlValue, or, "
+          "for a table, a dict of TomlEntry.");
   py::class_<TomlEntry>(module, "TomlEntry", "A key of a table and its value.")
-      .def_property_readonly("line", [](const TomlEntry& e) { return e.position.line; },
-                             "Line of the key.")
+      .def_property_readonly(
+          "line", [](const TomlEntry& e) { return e.position.line; },
+          "Line of the key.")
       .def_property_readonly("column",
                              [](const TomlEntry& e) { return e.position.column; })
       .def_readonly("value", &TomlEntry::value);

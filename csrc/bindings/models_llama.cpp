@@ -19,9 +19,10 @@ void bind_models_llama(py::module_ module) {
            py::kw_only(), py::arg("factor"), py::arg("low_freq_factor"),
            py::arg("high_freq_factor"), py::arg("original_context"));
   py::class_<Args>(module, "Args", "Sizes of a Llama 3 model.")
-      .def(py::init([](int64_t dim, int64_t n_layers, int64_t n_heads, int64_t n_kv_heads,
-                       int64_t vocab_size, int64_t hidden_dim, double norm_eps,
-                       double rope_theta, std::optional<ops::RopeScaling> rope_scaling,
+      .def(py::init([](int64_t dim, int64_t n_layers, int64_t n_heads,
+                       int64_t n_kv_heads, int64_t vocab_size, int64_t hidden_dim,
+                       double norm_eps, double rope_theta,
+                       std::optional<ops::RopeScaling> rope_scaling,
                        int64_t max_seq_len, bool depth_init, bool tied_embeddings) {
              const Args args{.dim = dim,
                              .n_layers = n_layers,
@@ -47,14 +48,17 @@ void bind_models_llama(py::module_ module) {
            "Training flops for one token in sequences of seq_len tokens.");
   module.def(
       "build",
-      [](const Args& args, const std::string& head, at::Device device, at::ScalarType dtype) {
+      [](const Args& args, const std::string& head, at::Device device,
+         at::ScalarType dtype) {
         TORCH_CHECK_VALUE(head == "loss" || head == "logits",
                           "head: expected 'loss' or 'logits', found '", head, "'");
-        return models::llama::build(args, {.head = head == "loss" ? Head::kLoss : Head::kLogits,
-                                           .device = device,
-                                           .dtype = dtype});
+        return models::llama::build(
+            args, {.head = head == "loss" ? Head::kLoss : Head::kLogits,
+                   .device = device,
+                   .dtype = dtype});
       },
-      py::arg("args"), py::kw_only(), py::arg("head"), py::arg("device"), py::arg("dtype"),
+      py::arg("args"), py::kw_only(), py::arg("head"), py::arg("device"),
+      py::arg("dtype"),
       "Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) "
       "or 'logits'; `dtype` is that of the rotary arithmetic.");
 }

@@ -16,8 +16,9 @@ void bind_nn(py::module_ module) {
                                 "Name, shape and initial distribution of a parameter.")
       .def_readonly("name", &nn::ParameterSpec::name)
       .def_readonly("shape", &nn::ParameterSpec::shape);
-  py::class_<nn::ParameterGroupSpec>(module, "ParameterGroupSpec",
-                                     "Parameters that are gathered and reduced together.")
+  py::class_<nn::ParameterGroupSpec>(
+      module, "ParameterGroupSpec",
+      "Parameters that are gathered and reduced together.")
       .def_readonly("name", &nn::ParameterGroupSpec::name)
       .def_readonly("parameters", &nn::ParameterGroupSpec::parameters);
   py::class_<nn::Model>(module, "Model",
@@ -46,7 +47,8 @@ void bind_nn(py::module_ module) {
       .def_readonly("is_writer", &nn::ParameterShard::is_writer);
   py::class_<nn::ParameterGroup, std::shared_ptr<nn::ParameterGroup>>(
       module, "ParameterGroup", "Parameters in one flat local buffer.")
-      .def_property_readonly("name", [](const nn::ParameterGroup& g) { return g.spec().name; })
+      .def_property_readonly("name",
+                             [](const nn::ParameterGroup& g) { return g.spec().name; })
       .def_property_readonly("shards", &nn::ParameterGroup::shards)
       .def_property_readonly("master", &nn::ParameterGroup::master)
       .def_property_readonly("gradient", &nn::ParameterGroup::gradient)

@@ -32,8 +32,8 @@ void bind_optim(py::module_ module) {
                      .state_dtype = state_dtype});
            }),
            py::arg("targets"), py::kw_only(), py::arg("beta1"), py::arg("beta2"),
-           py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled"), py::arg("fused"),
-           py::arg("state_dtype"),
+           py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled"),
+           py::arg("fused"), py::arg("state_dtype"),
            "`targets` are (parameter, gradient) pairs of flat tensors.")
       .def("__len__", &Adam::size)
       .def("exp_avg", &Adam::exp_avg, py::arg("index"))

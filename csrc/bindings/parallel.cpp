@@ -40,7 +40,9 @@ void bind_parallel(py::module_ module) {
                     "The actions of one step.")
       .def_property_readonly(
           "training_program",
-          [](const Applied& applied) { return plan::to_string(applied.training_program); },
+          [](const Applied& applied) {
+            return plan::to_string(applied.training_program);
+          },
           "The program of one step, a line an action.");
   module.def(
       "apply",
@@ -48,8 +50,8 @@ void bind_parallel(py::module_ module) {
          const collectives::Group& replicas, at::ScalarType master_dtype,
          at::ScalarType compute_dtype, at::ScalarType reduce_dtype, at::Device device,
          const std::string& reshard_after_forward, int64_t overlap_depth,
-         const std::string& recompute, int64_t recompute_every, int64_t num_microbatches,
-         bool early_optimizer_step) {
+         const std::string& recompute, int64_t recompute_every,
+         int64_t num_microbatches, bool early_optimizer_step) {
         return parallel::apply(
             model, {.shards = shards,
                     .replicas = replicas,
@@ -66,8 +68,8 @@ void bind_parallel(py::module_ module) {
       py::arg("model"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
       py::arg("master_dtype"), py::arg("compute_dtype"), py::arg("reduce_dtype"),
       py::arg("device"), py::arg("reshard_after_forward"), py::arg("overlap_depth"),
-      py::arg("recompute"), py::arg("recompute_every"), py::arg("num_microbatches"), py::arg("early_optimizer_step"),
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("recompute"), py::arg("recompute_every"), py::arg("num_microbatches"),
+      py::arg("early_optimizer_step"), py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
 }
 

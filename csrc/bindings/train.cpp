@@ -40,11 +40,12 @@ void bind_train(py::module_ module) {
            }),
            py::arg("model"), py::arg("applied"), py::arg("optimizer"), py::kw_only(),
            py::arg("loss_axis"), py::arg("max_norm"))
-      .def("run", &Step::run, py::arg("microbatches"), py::kw_only(),
-           py::arg("learning_rate"), py::arg("step"),
-           py::call_guard<py::gil_scoped_release>(),
-           "One optimizer step over this rank's microbatches, dicts of named tensors with "
-           "'input' and 'labels'. `step` counts from 1.")
+      .def(
+          "run", &Step::run, py::arg("microbatches"), py::kw_only(),
+          py::arg("learning_rate"), py::arg("step"),
+          py::call_guard<py::gil_scoped_release>(),
+          "One optimizer step over this rank's microbatches, dicts of named tensors with "
+          "'input' and 'labels'. `step` counts from 1.")
       .def("evaluate", &Step::evaluate, py::arg("batch"),
            py::call_guard<py::gil_scoped_release>(),
            "Loss of one batch without gradients; all ranks call it together.");

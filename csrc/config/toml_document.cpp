@@ -30,24 +30,14 @@ TomlTable convert(const toml::table& table);
 TomlValue convert(const toml::node& node) {
   TomlValue result{.position = position_of(node.source()), .value = {}};
   switch (node.type()) {
-    case toml::node_type::boolean:
-      result.value = node.as_boolean()->get();
-      break;
-    case toml::node_type::integer:
-      result.value = node.as_integer()->get();
-      break;
+    case toml::node_type::boolean: result.value = node.as_boolean()->get(); break;
+    case toml::node_type::integer: result.value = node.as_integer()->get(); break;
     case toml::node_type::floating_point:
       result.value = node.as_floating_point()->get();
       break;
-    case toml::node_type::string:
-      result.value = node.as_string()->get();
-      break;
-    case toml::node_type::date:
-      result.value = date_time(node.as_date()->get());
-      break;
-    case toml::node_type::time:
-      result.value = date_time(node.as_time()->get());
-      break;
+    case toml::node_type::string: result.value = node.as_string()->get(); break;
+    case toml::node_type::date: result.value = date_time(node.as_date()->get()); break;
+    case toml::node_type::time: result.value = date_time(node.as_time()->get()); break;
     case toml::node_type::date_time:
       result.value = date_time(node.as_date_time()->get());
       break;
@@ -57,9 +47,7 @@ TomlValue convert(const toml::node& node) {
       result.value = std::move(items);
       break;
     }
-    case toml::node_type::table:
-      result.value = convert(*node.as_table());
-      break;
+    case toml::node_type::table: result.value = convert(*node.as_table()); break;
     case toml::node_type::none:
       throw std::logic_error("parse_toml: a parsed document holds a node of no type");
   }
@@ -87,8 +75,8 @@ TomlTable parse_toml(std::string_view text, std::string_view source) {
     return convert(static_cast<const toml::table&>(toml::parse(text)));
   } catch (const toml::parse_error& error) {
     const Position at = position_of(error.source());
-    throw std::invalid_argument(base::message(source, ":", at.line, ":", at.column, ": ",
-                                              error.description()));
+    throw std::invalid_argument(
+        base::message(source, ":", at.line, ":", at.column, ": ", error.description()));
   }
 }
 

@@ -30,7 +30,8 @@ using TomlTable = std::vector<TomlEntry>;  // in the order of their keys' positi
 
 struct TomlValue {
   Position position;
-  std::variant<bool, int64_t, double, std::string, DateTime, TomlArray, TomlTable> value;
+  std::variant<bool, int64_t, double, std::string, DateTime, TomlArray, TomlTable>
+      value;
 };
 
 struct TomlEntry {

@@ -6,8 +6,7 @@
 namespace torchtitan::core {
 
 Buffer::Buffer(int64_t numel, const at::TensorOptions& options)
-    : flat_(at::empty({numel}, options)),
-      size_bytes_(flat_.storage().nbytes()),
+    : flat_(at::empty({numel}, options)), size_bytes_(flat_.storage().nbytes()),
       allocated_(true) {
   release();
 }

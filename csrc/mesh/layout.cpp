@@ -70,8 +70,7 @@ int64_t Box::num_elements() const { return base::checked_product(size); }
 
 Layout::Layout(std::vector<int64_t> global_shape, std::vector<Split> splits,
                std::vector<Replication> replications)
-    : global_shape_(std::move(global_shape)),
-      splits_(std::move(splits)),
+    : global_shape_(std::move(global_shape)), splits_(std::move(splits)),
       replications_(std::move(replications)) {
   std::vector<std::set<int64_t>> extents;  // possible piece extents of each dim so far
   for (const int64_t size : global_shape_) {

@@ -52,10 +52,8 @@ void check_equal_pieces(const Layout& layout, size_t index) {
 
 std::string to_string(const Placement& placement) {
   switch (placement.kind) {
-    case PlacementKind::kReplicate:
-      return "Replicate()";
-    case PlacementKind::kShard:
-      return message("Shard(", placement.dim, ")");
+    case PlacementKind::kReplicate: return "Replicate()";
+    case PlacementKind::kShard: return message("Shard(", placement.dim, ")");
     case PlacementKind::kStridedShard:
       return message("_StridedShard(", placement.dim, ", ", placement.split_factor,
                      ")");

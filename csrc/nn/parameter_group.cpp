@@ -13,7 +13,9 @@
 namespace torchtitan::nn {
 namespace {
 
-int64_t numel_of(std::span<const int64_t> shape) { return base::checked_product(shape); }
+int64_t numel_of(std::span<const int64_t> shape) {
+  return base::checked_product(shape);
+}
 
 // Elements in one row (all dims but the first).
 int64_t row_numel(const ParameterSpec& parameter) {
@@ -61,22 +63,24 @@ void ParameterGroup::allocate_local(int64_t rank, int64_t num_ranks, bool is_wri
     const int64_t first = std::min(rank * chunk, rows);
     std::vector<int64_t> local_shape = parameter.shape;
     local_shape[0] = std::min(chunk, rows - first);
-    shards_.push_back({.name = parameter.name,
-                       .global_shape = parameter.shape,
-                       .first_row = first,
-                       .value = independent_view(master_, shard_offsets_[slot], local_shape),
-                       .gradient = independent_view(gradient_, shard_offsets_[slot], local_shape),
-                       .is_writer = is_writer});
+    shards_.push_back(
+        {.name = parameter.name,
+         .global_shape = parameter.shape,
+         .first_row = first,
+         .value = independent_view(master_, shard_offsets_[slot], local_shape),
+         .gradient = independent_view(gradient_, shard_offsets_[slot], local_shape),
+         .is_writer = is_writer});
   }
 }
 
 TensorList ParameterGroup::shard_views(const at::Tensor& flat) const {
-  TORCH_CHECK_VALUE(flat.dim() == 1 && flat.numel() == master_.numel(), "group ", spec_.name,
-                    ": expected a flat tensor of ", master_.numel(), " elements, got shape ",
-                    flat.sizes());
+  TORCH_CHECK_VALUE(flat.dim() == 1 && flat.numel() == master_.numel(), "group ",
+                    spec_.name, ": expected a flat tensor of ", master_.numel(),
+                    " elements, got shape ", flat.sizes());
   TensorList views;
   for (size_t slot = 0; slot < shards_.size(); ++slot) {
-    views.push_back(independent_view(flat, shard_offsets_[slot], shards_[slot].value.sizes().vec()));
+    views.push_back(independent_view(flat, shard_offsets_[slot],
+                                     shards_[slot].value.sizes().vec()));
   }
   return views;
 }
@@ -115,7 +119,8 @@ void ParameterGroup::wait_replica_reduce() { replica_reduce_.wait(); }
 
 void ParameterGroup::initialize(uint64_t seed) {
   for (size_t slot = 0; slot < shards_.size(); ++slot) {
-    fill_initial(shards_[slot].value, spec_.parameters[slot], shards_[slot].first_row, seed);
+    fill_initial(shards_[slot].value, spec_.parameters[slot], shards_[slot].first_row,
+                 seed);
   }
 }
 

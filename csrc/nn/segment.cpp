@@ -15,9 +15,7 @@ struct Graph final : Segment::Saved {
 
 Segment::Segment(std::string name, std::vector<std::string> inputs,
                  std::vector<std::string> outputs, std::vector<ParameterRef> parameters)
-    : name_(std::move(name)),
-      inputs_(std::move(inputs)),
-      outputs_(std::move(outputs)),
+    : name_(std::move(name)), inputs_(std::move(inputs)), outputs_(std::move(outputs)),
       parameters_(std::move(parameters)) {}
 
 TensorList AutogradSegment::forward(const TensorList& inputs,
@@ -31,7 +29,8 @@ TensorList AutogradSegment::forward(const TensorList& inputs,
   auto graph = std::make_unique<Graph>();
   graph->inputs.reserve(inputs.size());
   for (const auto& input : inputs) {
-    graph->inputs.push_back(input.detach().set_requires_grad(input.is_floating_point()));
+    graph->inputs.push_back(
+        input.detach().set_requires_grad(input.is_floating_point()));
   }
   graph->outputs = compute(graph->inputs, parameters);
   TensorList detached;

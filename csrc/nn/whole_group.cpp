@@ -10,8 +10,8 @@ WholeGroup::WholeGroup(ParameterGroupSpec spec, GroupOptions options,
     : ParameterGroup(std::move(spec), options), replicas_(std::move(replicas)) {
   allocate_local(/*rank=*/0, /*num_ranks=*/1, /*is_writer=*/replicas_.rank() == 0);
   compute_ = options.compute_dtype == options.master_dtype
-      ? master_
-      : at::empty_like(master_, options.compute_dtype);
+                 ? master_
+                 : at::empty_like(master_, options.compute_dtype);
   make_leaves(compute_);
   gradient_views_ = whole_views(gradient_);
 }

@@ -1,5 +1,5 @@
-// A parameter group that is whole on every rank: one process, or replicas that sum their
-// gradients once a step (data parallel, Li et al. 2020).
+// A parameter group that is whole on every rank: one process, or replicas that sum
+// their gradients once a step (data parallel, Li et al. 2020).
 #pragma once
 
 #include <optional>
@@ -10,7 +10,8 @@ namespace torchtitan::nn {
 
 class WholeGroup final : public ParameterGroup {
  public:
-  WholeGroup(ParameterGroupSpec spec, GroupOptions options, collectives::Group replicas);
+  WholeGroup(ParameterGroupSpec spec, GroupOptions options,
+             collectives::Group replicas);
 
   const collectives::Group& shard_axis() const override { return alone_; }
   const collectives::Group& replica_axis() const override { return replicas_; }

@@ -40,7 +40,8 @@ void update(Param* parameter, const Grad* gradient, State* exp_avg, State* exp_a
     Math p = static_cast<Math>(parameter[i]);
     const Math g = static_cast<Math>(gradient[i]) * c.clip + c.l2 * p;
     const Math m = static_cast<Math>(exp_avg[i]) * c.beta1 + (Math(1) - c.beta1) * g;
-    const Math v = static_cast<Math>(exp_avg_sq[i]) * c.beta2 + (Math(1) - c.beta2) * g * g;
+    const Math v =
+        static_cast<Math>(exp_avg_sq[i]) * c.beta2 + (Math(1) - c.beta2) * g * g;
     p = p * c.decay - c.step_size * m / (std::sqrt(v) * c.inverse_root + c.eps);
     parameter[i] = static_cast<Param>(p);
     exp_avg[i] = static_cast<State>(m);
@@ -50,12 +51,11 @@ void update(Param* parameter, const Grad* gradient, State* exp_avg, State* exp_a
 
 void check(const at::Tensor& parameter, const at::Tensor& gradient,
            const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq) {
-  TORCH_CHECK_VALUE(parameter.numel() == gradient.numel() &&
-                        parameter.numel() == exp_avg.numel() &&
-                        parameter.numel() == exp_avg_sq.numel(),
-                    "adamw_: sizes differ: parameter ", parameter.sizes(), ", gradient ",
-                    gradient.sizes(), ", state ", exp_avg.sizes(), " and ",
-                    exp_avg_sq.sizes());
+  TORCH_CHECK_VALUE(
+      parameter.numel() == gradient.numel() && parameter.numel() == exp_avg.numel() &&
+          parameter.numel() == exp_avg_sq.numel(),
+      "adamw_: sizes differ: parameter ", parameter.sizes(), ", gradient ",
+      gradient.sizes(), ", state ", exp_avg.sizes(), " and ", exp_avg_sq.sizes());
   TORCH_CHECK_VALUE(parameter.is_contiguous() && gradient.is_contiguous() &&
                         exp_avg.is_contiguous() && exp_avg_sq.is_contiguous(),
                     "adamw_: tensors must be contiguous");
@@ -76,8 +76,8 @@ void adamw_(const at::Tensor& parameter, const at::Tensor& gradient,
     return;
   }
   if (scalars.finite.item<double>() == 0.0) return;
-  const auto dispatch = [&]<class Param, class Grad, class State>(Param* p, const Grad* g,
-                                                                  State* m) {
+  const auto dispatch = [&]<class Param, class Grad, class State>(
+                            Param* p, const Grad* g, State* m) {
     using Math = std::conditional_t<std::is_same_v<Param, double>, double, float>;
     const auto c = constants<Math>(options, scalars);
     State* v = exp_avg_sq.mutable_data_ptr<State>();
@@ -89,9 +89,9 @@ void adamw_(const at::Tensor& parameter, const at::Tensor& gradient,
     auto* p = parameter.mutable_data_ptr<scalar_t>();
     AT_DISPATCH_FLOATING_TYPES(gradient.scalar_type(), "adamw_ gradient", [&] {
       const auto* g = gradient.const_data_ptr<scalar_t>();
-      AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, exp_avg.scalar_type(), "adamw_ state", [&] {
-        dispatch(p, g, exp_avg.mutable_data_ptr<scalar_t>());
-      });
+      AT_DISPATCH_FLOATING_TYPES_AND(
+          at::kBFloat16, exp_avg.scalar_type(), "adamw_ state",
+          [&] { dispatch(p, g, exp_avg.mutable_data_ptr<scalar_t>()); });
     });
   });
 }

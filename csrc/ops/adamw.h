@@ -18,7 +18,8 @@ struct AdamOptions {
   double beta2;
   double eps;
   double weight_decay;
-  bool decoupled;  // true: AdamW, decay of the parameter; false: Adam, L2 in the gradient
+  bool decoupled;  // true: AdamW, decay of the parameter; false: Adam, L2 in the
+                   // gradient
 };
 
 // 0-dim float64 tensors on the parameter's device.

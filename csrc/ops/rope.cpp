@@ -19,7 +19,7 @@ double scaled_frequency(double frequency, const RopeScaling& scaling) {
   if (wavelength < context / scaling.high_freq_factor) return frequency;
   if (wavelength > context / scaling.low_freq_factor) return frequency / scaling.factor;
   const double smooth = (context / wavelength - scaling.low_freq_factor) /
-      (scaling.high_freq_factor - scaling.low_freq_factor);
+                        (scaling.high_freq_factor - scaling.low_freq_factor);
   return (1 - smooth) * frequency / scaling.factor + smooth * frequency;
 }
 
@@ -46,18 +46,18 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta,
 }
 
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table) {
-  TORCH_CHECK_VALUE(
-      x.dim() == 4 && x.size(1) <= table.cos.size(0) && x.size(3) == 2 * table.cos.size(1),
-      "apply_rope: x must be [B, S <= ", table.cos.size(0), ", H, ",
-      2 * table.cos.size(1), "], got shape ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) <= table.cos.size(0) &&
+                        x.size(3) == 2 * table.cos.size(1),
+                    "apply_rope: x must be [B, S <= ", table.cos.size(0), ", H, ",
+                    2 * table.cos.size(1), "], got shape ", x.sizes());
   const int64_t length = x.size(1);
   const auto cos = table.cos.narrow(0, 0, length).unsqueeze(1);  // [S, 1, D / 2]
   const auto sin = table.sin.narrow(0, 0, length).unsqueeze(1);
   const auto pairs = x.to(cos.scalar_type()).unflatten(-1, {-1, 2});
   const auto even = pairs.select(-1, 0);
   const auto odd = pairs.select(-1, 1);
-  const auto rotated = at::stack({even.mul(cos).sub(odd.mul(sin)),
-                                  even.mul(sin).add(odd.mul(cos))}, -1);
+  const auto rotated =
+      at::stack({even.mul(cos).sub(odd.mul(sin)), even.mul(sin).add(odd.mul(cos))}, -1);
   return rotated.flatten(-2).to(x.scalar_type());
 }
 

@@ -10,10 +10,10 @@
 namespace torchtitan::ops {
 
 struct RopeScaling {
-  double factor;              // stretch of the long wavelengths
-  double low_freq_factor;     // wavelength > original_context / low: stretched whole
-  double high_freq_factor;    // wavelength < original_context / high: kept
-  int64_t original_context;   // tokens
+  double factor;             // stretch of the long wavelengths
+  double low_freq_factor;    // wavelength > original_context / low: stretched whole
+  double high_freq_factor;   // wavelength < original_context / high: kept
+  int64_t original_context;  // tokens
 };
 
 struct RopeTable {
@@ -21,7 +21,8 @@ struct RopeTable {
   at::Tensor sin;  // [positions, head_dim / 2]
 };
 
-// Angles position * frequency, computed in float64 and rounded once to `options.dtype()`.
+// Angles position * frequency, computed in float64 and rounded once to
+// `options.dtype()`.
 RopeTable rope_table(int64_t positions, int64_t head_dim, double theta,
                      const std::optional<RopeScaling>& scaling,
                      const at::TensorOptions& options);

@@ -17,8 +17,8 @@ Adam::Adam(std::vector<Target> targets, const AdamConfig& config)
 void Adam::step(size_t index, const ops::AdamScalars& scalars) {
   const c10::AutoGradMode off(false);
   const auto update = config_.implementation == Implementation::kFused
-      ? ops::adamw_
-      : ops::adamw_reference_;
+                          ? ops::adamw_
+                          : ops::adamw_reference_;
   const auto& target = targets_.at(index);
   const auto& state = states_.at(index);
   update(target.parameter, target.gradient, state.exp_avg, state.exp_avg_sq,

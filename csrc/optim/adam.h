@@ -37,7 +37,9 @@ class Adam {
 
   // [N] of target `index`, in state_dtype; zero before the first step.
   const at::Tensor& exp_avg(size_t index) const { return states_.at(index).exp_avg; }
-  const at::Tensor& exp_avg_sq(size_t index) const { return states_.at(index).exp_avg_sq; }
+  const at::Tensor& exp_avg_sq(size_t index) const {
+    return states_.at(index).exp_avg_sq;
+  }
 
  private:
   struct State {

@@ -74,12 +74,11 @@ Applied apply(const nn::Model& model, const ApplyOptions& options) {
         segment_shape(*model.segments[s], applied.recompute[s]));
   }
   applied.training_program = plan::passes::build_step_program(
-      applied.shape,
-      {.prefetch_depth = options.overlap_depth,
-       .reduce_depth = options.overlap_depth,
-       .optimizer = options.early_optimizer_step
-           ? plan::passes::OptimizerTiming::kAtLastGradient
-           : plan::passes::OptimizerTiming::kAtEnd});
+      applied.shape, {.prefetch_depth = options.overlap_depth,
+                      .reduce_depth = options.overlap_depth,
+                      .optimizer = options.early_optimizer_step
+                                       ? plan::passes::OptimizerTiming::kAtLastGradient
+                                       : plan::passes::OptimizerTiming::kAtEnd});
   auto forward_shape = applied.shape;
   forward_shape.num_microbatches = 1;
   applied.evaluation_program =

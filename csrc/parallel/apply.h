@@ -18,15 +18,15 @@ struct ApplyOptions {
   collectives::Group replicas;  // dp_replicate axis
   nn::GroupOptions parameters;
   plan::Reshard reshard_after_forward;
-  int64_t overlap_depth;        // forwards or backwards that run during a gather or reduce
+  int64_t overlap_depth;  // forwards or backwards that run during a gather or reduce
   activation_checkpoint::Policy recompute;
   int64_t num_microbatches;
-  bool early_optimizer_step;    // a group steps at its last reduction
+  bool early_optimizer_step;  // a group steps at its last reduction
 };
 
 struct Applied {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
-  std::vector<bool> recompute;       // by segment: forward runs again before backward
+  std::vector<bool> recompute;  // by segment: forward runs again before backward
   plan::StepShape shape;
   plan::Program training_program;    // one step
   plan::Program evaluation_program;  // one microbatch, forward only

@@ -26,28 +26,17 @@ Action wait_for(const Action& start) {
 
 std::string to_string(ActionKind kind) {
   switch (kind) {
-    case ActionKind::kCountTokens:
-      return "CountTokens";
-    case ActionKind::kUnshard:
-      return "Unshard";
-    case ActionKind::kReshard:
-      return "Reshard";
-    case ActionKind::kForward:
-      return "Forward";
-    case ActionKind::kRecompute:
-      return "Recompute";
-    case ActionKind::kBackward:
-      return "Backward";
-    case ActionKind::kReduceGradient:
-      return "ReduceGradient";
-    case ActionKind::kAllReduceGradient:
-      return "AllReduceGradient";
-    case ActionKind::kWait:
-      return "Wait";
-    case ActionKind::kClipGradient:
-      return "ClipGradient";
-    case ActionKind::kOptimizerStep:
-      return "OptimizerStep";
+    case ActionKind::kCountTokens: return "CountTokens";
+    case ActionKind::kUnshard: return "Unshard";
+    case ActionKind::kReshard: return "Reshard";
+    case ActionKind::kForward: return "Forward";
+    case ActionKind::kRecompute: return "Recompute";
+    case ActionKind::kBackward: return "Backward";
+    case ActionKind::kReduceGradient: return "ReduceGradient";
+    case ActionKind::kAllReduceGradient: return "AllReduceGradient";
+    case ActionKind::kWait: return "Wait";
+    case ActionKind::kClipGradient: return "ClipGradient";
+    case ActionKind::kOptimizerStep: return "OptimizerStep";
   }
   throw std::logic_error("to_string: not an ActionKind");
 }

@@ -12,8 +12,7 @@ using base::checked_mul;
 class Replay {
  public:
   Replay(const Program& program, const StepShape& shape)
-      : shape_(shape),
-        last_segment_(static_cast<int64_t>(shape.segments.size()) - 1),
+      : shape_(shape), last_segment_(static_cast<int64_t>(shape.segments.size()) - 1),
         whole_gradient_(shape.groups.size(), false) {
     training_ = std::any_of(program.begin(), program.end(), [](const Action& action) {
       return action.kind == ActionKind::kBackward;
@@ -62,18 +61,12 @@ class Replay {
       case ActionKind::kReshard:
         use_.gathered -= whole_bytes(shape_.groups.at(action.group));
         return;
-      case ActionKind::kReduceGradient:
-        return start_reduce(action.group);
-      case ActionKind::kWait:
-        return wait(action);
-      case ActionKind::kForward:
-        return forward(action);
-      case ActionKind::kRecompute:
-        return recompute(action);
-      case ActionKind::kBackward:
-        return backward(action);
-      default:
-        return;
+      case ActionKind::kReduceGradient: return start_reduce(action.group);
+      case ActionKind::kWait: return wait(action);
+      case ActionKind::kForward: return forward(action);
+      case ActionKind::kRecompute: return recompute(action);
+      case ActionKind::kBackward: return backward(action);
+      default: return;
     }
   }
 

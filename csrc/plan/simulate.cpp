@@ -47,16 +47,13 @@ class Clock {
       case ActionKind::kReduceGradient:
       case ActionKind::kAllReduceGradient:
         return start(action, transfer_seconds(action));
-      case ActionKind::kCountTokens:
-        return start(action, loss_latency());
+      case ActionKind::kCountTokens: return start(action, loss_latency());
       case ActionKind::kWait:
         return wait_until(ends_.at({action.waits_for, action.group}));
-      case ActionKind::kClipGradient:
-        return wait_until(now_ + 2.0 * loss_latency());
+      case ActionKind::kClipGradient: return wait_until(now_ + 2.0 * loss_latency());
       case ActionKind::kOptimizerStep:
         return compute(optimizer_bytes(action.group) / cost_.memory_bytes_per_second);
-      case ActionKind::kReshard:
-        return {now_, now_};
+      case ActionKind::kReshard: return {now_, now_};
     }
     throw std::logic_error("simulate: not an ActionKind");
   }

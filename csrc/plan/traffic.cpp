@@ -28,8 +28,7 @@ class Counter {
         const auto [channel, bytes] = collective_of(action, shape_);
         return add(channel, bytes);
       }
-      case ActionKind::kCountTokens:
-        return add_scalar("loss", loss_ranks_);
+      case ActionKind::kCountTokens: return add_scalar("loss", loss_ranks_);
       case ActionKind::kClipGradient:
         add_scalar("loss", loss_ranks_);
         for (const std::string& axis : shard_axes_) add_scalar(axis, 2);
@@ -40,8 +39,7 @@ class Counter {
           add_scalar(group.shard_axis, group.shards);
         }
         return;
-      default:
-        return;
+      default: return;
     }
   }
 

@@ -30,11 +30,9 @@ struct GroupState {
 class Replay {
  public:
   Replay(const StepShape& shape, ProgramKind kind)
-      : shape_(shape),
-        training_(kind == ProgramKind::kTraining),
+      : shape_(shape), training_(kind == ProgramKind::kTraining),
         work_(shape.segments.size(), std::vector<Work>(shape.num_microbatches)),
-        groups_(shape.groups.size()),
-        num_users_(shape.groups.size(), 0) {
+        groups_(shape.groups.size()), num_users_(shape.groups.size(), 0) {
     for (const SegmentShape& segment : shape.segments) {
       for (const int64_t group : segment.groups) ++num_users_[group];
     }
@@ -102,25 +100,18 @@ class Replay {
         require(groups_[action.group].gathered, name(action.group), " is not gathered");
         groups_[action.group].gathered = false;
         return;
-      case ActionKind::kForward:
-        return forward(action);
-      case ActionKind::kRecompute:
-        return recompute(action);
-      case ActionKind::kBackward:
-        return backward(action);
-      case ActionKind::kReduceGradient:
-        return start_reduce(action);
-      case ActionKind::kAllReduceGradient:
-        return start_all_reduce(action);
-      case ActionKind::kWait:
-        return wait(action);
+      case ActionKind::kForward: return forward(action);
+      case ActionKind::kRecompute: return recompute(action);
+      case ActionKind::kBackward: return backward(action);
+      case ActionKind::kReduceGradient: return start_reduce(action);
+      case ActionKind::kAllReduceGradient: return start_all_reduce(action);
+      case ActionKind::kWait: return wait(action);
       case ActionKind::kClipGradient:
         require(!clipped_, "the gradients are clipped already");
         for (size_t group = 0; group < groups_.size(); ++group) check_final(group);
         clipped_ = true;
         return;
-      case ActionKind::kOptimizerStep:
-        return optimizer_step(action);
+      case ActionKind::kOptimizerStep: return optimizer_step(action);
     }
   }
 

@@ -16,10 +16,12 @@ constexpr const char* kLoss = "loss";
 Executor::Executor(nn::Model model,
                    std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
                    std::vector<bool> recompute)
-    : model_(std::move(model)), groups_(std::move(groups)), recompute_(std::move(recompute)) {
-  TORCH_CHECK_VALUE(recompute_.size() == model_.segments.size(), "expected one recompute "
-                    "flag for each of ", model_.segments.size(), " segments, found ",
-                    recompute_.size());
+    : model_(std::move(model)), groups_(std::move(groups)),
+      recompute_(std::move(recompute)) {
+  TORCH_CHECK_VALUE(recompute_.size() == model_.segments.size(),
+                    "expected one recompute "
+                    "flag for each of ",
+                    model_.segments.size(), " segments, found ", recompute_.size());
   for (const auto& segment : model_.segments) {
     nn::TensorList leaves;
     for (const auto& reference : segment->parameters()) {
@@ -42,10 +44,9 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
     live_.push_back(std::move(live));
   }
   loss_sum_ = at::Tensor();
-  keep_for_backward_ =
-      std::any_of(program.begin(), program.end(), [](const plan::Action& action) {
-        return action.kind == ActionKind::kBackward;
-      });
+  keep_for_backward_ = std::any_of(
+      program.begin(), program.end(),
+      [](const plan::Action& action) { return action.kind == ActionKind::kBackward; });
   for (const auto& action : program) execute(action, other);
 }
 
@@ -91,7 +92,8 @@ void Executor::forward(const plan::Action& action) {
   for (const auto& name : segment.inputs()) {
     const auto found = live.values.find(name);
     TORCH_CHECK_VALUE(found != live.values.end(), "segment ", segment.name(),
-                      " reads the value '", name, "', which no earlier segment and no "
+                      " reads the value '", name,
+                      "', which no earlier segment and no "
                       "tensor of the batch provides");
     inputs.push_back(found->second);
   }
@@ -122,7 +124,8 @@ void Executor::backward(const plan::Action& action) {
   auto& segment = *model_.segments.at(s);
   auto& live = live_.at(static_cast<size_t>(action.microbatch));
   check_gathered(segment);
-  TORCH_CHECK(live.saved[s], "segment ", segment.name(), ": backward without a forward");
+  TORCH_CHECK(live.saved[s], "segment ", segment.name(),
+              ": backward without a forward");
   for (const auto& reference : segment.parameters()) {
     groups_[static_cast<size_t>(reference.group)]->prepare_gradients();
   }
@@ -134,7 +137,8 @@ void Executor::backward(const plan::Action& action) {
     }
     // Taken away before the inputs' gradients are stored: a block reads and writes "h".
     const auto found = live.gradients.find(name);
-    output_gradients.push_back(found == live.gradients.end() ? at::Tensor() : found->second);
+    output_gradients.push_back(found == live.gradients.end() ? at::Tensor()
+                                                             : found->second);
     if (found != live.gradients.end()) live.gradients.erase(found);
   }
   auto input_gradients =

@@ -1,5 +1,6 @@
-// Runs the model's part of a program: gathers, forwards, recomputes, backwards, reduces.
-// Actions that are not the model's (token count, clipping, optimizer) go to the caller.
+// Runs the model's part of a program: gathers, forwards, recomputes, backwards,
+// reduces. Actions that are not the model's (token count, clipping, optimizer) go to
+// the caller.
 #pragma once
 
 #include <functional>
@@ -21,7 +22,8 @@ class Executor {
  public:
   using OtherActions = std::function<void(const plan::Action&)>;
 
-  // Segment s runs again before its backward where recompute[s], keeping only its inputs.
+  // Segment s runs again before its backward where recompute[s], keeping only its
+  // inputs.
   Executor(nn::Model model, std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
            std::vector<bool> recompute);
 

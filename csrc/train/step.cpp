@@ -22,7 +22,8 @@ at::Tensor count_tokens(const std::vector<Batch>& batches) {
   at::Tensor count;
   for (const auto& batch : batches) {
     const auto found = batch.find("labels");
-    TORCH_CHECK_VALUE(found != batch.end(), "a batch must have a tensor named 'labels'");
+    TORCH_CHECK_VALUE(found != batch.end(),
+                      "a batch must have a tensor named 'labels'");
     const auto valid = found->second.ne(ops::kIgnoreIndex).sum().to(at::kDouble);
     count = count.defined() ? count.add(valid) : valid;
   }
@@ -33,9 +34,11 @@ at::Tensor count_tokens(const std::vector<Batch>& batches) {
 }  // namespace
 
 Step::Step(StepParts parts)
-    : parts_(std::move(parts)), executor_(parts_.model, parts_.groups, parts_.recompute) {}
+    : parts_(std::move(parts)),
+      executor_(parts_.model, parts_.groups, parts_.recompute) {}
 
-StepResult Step::run(std::vector<Batch> microbatches, double learning_rate, int64_t step) {
+StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
+                     int64_t step) {
   const c10::AutoGradMode off(false);
   for (const auto& group : parts_.groups) group->begin_step();
   result_ = {};
@@ -53,7 +56,8 @@ Evaluation Step::evaluate(Batch batch) {
   std::vector<Batch> batches{std::move(batch)};
   const auto num_tokens = count_tokens(batches);
   for (const auto& group : parts_.groups) group->begin_step();
-  executor_.run(parts_.evaluation_program, std::move(batches), [](const plan::Action&) {});
+  executor_.run(parts_.evaluation_program, std::move(batches),
+                [](const plan::Action&) {});
   return {executor_.loss_sum(), num_tokens};
 }
 
@@ -64,12 +68,13 @@ void Step::other_action(const plan::Action& action) {
       token_count_ = parts_.loss_axis.all_reduce(result_.num_tokens);
       return;
     case ActionKind::kWait:
-      TORCH_CHECK(action.waits_for == ActionKind::kCountTokens, "unexpected action: ",
-                  plan::to_string(action));
+      TORCH_CHECK(action.waits_for == ActionKind::kCountTokens,
+                  "unexpected action: ", plan::to_string(action));
       return finish_token_count();
     case ActionKind::kClipGradient: return clip_gradient();
     case ActionKind::kOptimizerStep: return optimizer_step(action);
-    default: TORCH_CHECK(false, "the step cannot run the action ", plan::to_string(action));
+    default:
+      TORCH_CHECK(false, "the step cannot run the action ", plan::to_string(action));
   }
 }
 
@@ -84,9 +89,11 @@ at::Tensor Step::squared_norm(size_t begin, size_t end) const {
   std::map<std::string, std::pair<collectives::Group, at::Tensor>> sums;
   for (size_t i = begin; i < end; ++i) {
     const auto& group = *parts_.groups[i];
-    const auto norm = at::linalg_vector_norm(group.gradient(), 2, {}, false, at::kDouble);
-    auto& [axis, sum] = sums.try_emplace(group.shard_axis().name(), group.shard_axis(),
-                                         at::Tensor()).first->second;
+    const auto norm =
+        at::linalg_vector_norm(group.gradient(), 2, {}, false, at::kDouble);
+    auto& [axis, sum] =
+        sums.try_emplace(group.shard_axis().name(), group.shard_axis(), at::Tensor())
+            .first->second;
     sum = sum.defined() ? sum.add(norm.square()) : norm.square();
   }
   auto total = at::zeros({}, result_.local_tokens.options());
@@ -113,10 +120,12 @@ void Step::clip_gradient() {
 
 void Step::optimizer_step(const plan::Action& action) {
   if (action.group < 0) {
-    for (size_t i = 0; i < parts_.groups.size(); ++i) parts_.optimizer->step(i, scalars_);
+    for (size_t i = 0; i < parts_.groups.size(); ++i)
+      parts_.optimizer->step(i, scalars_);
     return;
   }
-  // A group that steps at its last reduction: clipping is impossible, the check its own.
+  // A group that steps at its last reduction: clipping is impossible, the check its
+  // own.
   const auto index = static_cast<size_t>(action.group);
   scalars_.clip = at::ones({}, scalars_.step.options());
   scalars_.finite = at::isfinite(squared_norm(index, index + 1)).to(at::kDouble);

@@ -1,9 +1,9 @@
 // The hot training step: zero gradients, run the program, clip, optimizer, result.
 // No logging, no Python, no host synchronisation; results are tensors.
 //
-// One gradient rule in every layout: the loss is the sum of cross-entropy over the valid
-// tokens of the global batch divided by their number (all microbatches, all ranks), and
-// gradients are summed over ranks, never averaged again.
+// One gradient rule in every layout: the loss is the sum of cross-entropy over the
+// valid tokens of the global batch divided by their number (all microbatches, all
+// ranks), and gradients are summed over ranks, never averaged again.
 #pragma once
 
 #include <memory>
@@ -18,12 +18,12 @@ namespace torchtitan::train {
 struct StepParts {
   nn::Model model;
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
-  std::vector<bool> recompute;        // by segment
-  plan::Program training_program;     // a whole step
-  plan::Program evaluation_program;   // one microbatch, forward only
+  std::vector<bool> recompute;             // by segment
+  plan::Program training_program;          // a whole step
+  plan::Program evaluation_program;        // one microbatch, forward only
   std::shared_ptr<optim::Adam> optimizer;  // target i is group i
-  collectives::Group loss_axis;       // ranks that hold different tokens
-  double max_norm;                    // of the gradient of the global batch
+  collectives::Group loss_axis;            // ranks that hold different tokens
+  double max_norm;                         // of the gradient of the global batch
 };
 
 // All 0-dim. Not read by the step itself, so reading one is what waits for the device.

@@ -21,7 +21,8 @@ int64_t Args::flops_per_token(int64_t seq_len) const {
 void Args::validate() const {
   using base::check_value;
   const auto positive = [](const char* name, int64_t value) {
-    check_value(value > 0, "llama3 ", name, ": expected a positive number, found ", value);
+    check_value(value > 0, "llama3 ", name, ": expected a positive number, found ",
+                value);
   };
   positive("dim", dim);
   positive("n_layers", n_layers);
@@ -30,11 +31,14 @@ void Args::validate() const {
   positive("vocab_size", vocab_size);
   positive("hidden_dim", hidden_dim);
   positive("max_seq_len", max_seq_len);
-  check_value(dim % n_heads == 0 && head_dim() % 2 == 0, "llama3 dim: expected n_heads = ",
-              n_heads, " heads of an even width, found dim = ", dim);
-  check_value(n_heads % n_kv_heads == 0, "llama3 n_kv_heads: expected a divisor of n_heads = ",
-              n_heads, ", found ", n_kv_heads);
-  check_value(norm_eps > 0, "llama3 norm_eps: expected a positive number, found ", norm_eps);
+  check_value(dim % n_heads == 0 && head_dim() % 2 == 0,
+              "llama3 dim: expected n_heads = ", n_heads,
+              " heads of an even width, found dim = ", dim);
+  check_value(n_heads % n_kv_heads == 0,
+              "llama3 n_kv_heads: expected a divisor of n_heads = ", n_heads,
+              ", found ", n_kv_heads);
+  check_value(norm_eps > 0, "llama3 norm_eps: expected a positive number, found ",
+              norm_eps);
   check_value(rope_theta > 0, "llama3 rope_theta: expected a positive number, found ",
               rope_theta);
 }

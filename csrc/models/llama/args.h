@@ -9,7 +9,7 @@
 namespace torchtitan::models::llama {
 
 struct Args {
-  int64_t dim;         // width of the residual stream
+  int64_t dim;  // width of the residual stream
   int64_t n_layers;
   int64_t n_heads;     // query heads; dim / n_heads is the head dim
   int64_t n_kv_heads;  // key and value heads; divides n_heads
@@ -18,8 +18,8 @@ struct Args {
   double norm_eps;
   double rope_theta;
   std::optional<ops::RopeScaling> rope_scaling;
-  int64_t max_seq_len;  // tokens; length of the rotary table
-  bool depth_init;      // initial std of block outputs falls with depth
+  int64_t max_seq_len;   // tokens; length of the rotary table
+  bool depth_init;       // initial std of block outputs falls with depth
   bool tied_embeddings;  // the head uses the embedding's weight
 
   int64_t head_dim() const { return dim / n_heads; }

@@ -25,7 +25,8 @@ class Embedding final : public nn::AutogradSegment {
   explicit Embedding(ParameterRef weight)
       : AutogradSegment("tok_embeddings", {"input"}, {"h"}, {weight}) {}
 
-  TensorList compute(const TensorList& inputs, const TensorList& parameters) const override {
+  TensorList compute(const TensorList& inputs,
+                     const TensorList& parameters) const override {
     return {at::embedding(parameters[0], inputs[0])};
   }
 };
@@ -35,10 +36,10 @@ class Block final : public nn::AutogradSegment {
   Block(std::string name, std::vector<ParameterRef> parameters, const Args& args,
         ops::RopeTable rope)
       : AutogradSegment(std::move(name), {"h"}, {"h"}, std::move(parameters)),
-        args_(args),
-        rope_(std::move(rope)) {}
+        args_(args), rope_(std::move(rope)) {}
 
-  TensorList compute(const TensorList& inputs, const TensorList& parameters) const override {
+  TensorList compute(const TensorList& inputs,
+                     const TensorList& parameters) const override {
     const auto& wq = parameters[0];
     const auto& wk = parameters[1];
     const auto& wv = parameters[2];
@@ -78,10 +79,10 @@ class HeadSegment final : public nn::AutogradSegment {
                         head == Head::kLoss ? std::vector<std::string>{"h", "labels"}
                                             : std::vector<std::string>{"h"},
                         {head == Head::kLoss ? "loss" : "logits"}, {norm, output}),
-        head_(head),
-        norm_eps_(norm_eps) {}
+        head_(head), norm_eps_(norm_eps) {}
 
-  TensorList compute(const TensorList& inputs, const TensorList& parameters) const override {
+  TensorList compute(const TensorList& inputs,
+                     const TensorList& parameters) const override {
     const auto normed_BSE = ops::rms_norm(inputs[0], parameters[0], norm_eps_);
     const auto logits_BSV = at::linear(normed_BSE, parameters[1]);
     if (head_ == Head::kLogits) return {logits_BSV};
@@ -102,23 +103,30 @@ nn::ParameterGroupSpec block_group(const Args& args, int64_t layer) {
   const std::string name = "layers." + std::to_string(layer);
   const int64_t query = args.n_heads * args.head_dim();
   const int64_t key = args.n_kv_heads * args.head_dim();
-  return {name,
-          {{name + ".attention.wq.weight", {query, args.dim}, truncated(0.02)},
-           {name + ".attention.wk.weight", {key, args.dim}, truncated(0.02)},
-           {name + ".attention.wv.weight", {key, args.dim}, truncated(0.02)},
-           {name + ".attention.wo.weight", {args.dim, query}, truncated(output_std)},
-           {name + ".feed_forward.w1.weight", {args.hidden_dim, args.dim}, truncated(0.02)},
-           {name + ".feed_forward.w2.weight", {args.dim, args.hidden_dim}, truncated(output_std)},
-           {name + ".feed_forward.w3.weight", {args.hidden_dim, args.dim}, truncated(output_std)},
-           {name + ".attention_norm.weight", {args.dim}, Init::constant(1.0)},
-           {name + ".ffn_norm.weight", {args.dim}, Init::constant(1.0)}}};
+  return {
+      name,
+      {{name + ".attention.wq.weight", {query, args.dim}, truncated(0.02)},
+       {name + ".attention.wk.weight", {key, args.dim}, truncated(0.02)},
+       {name + ".attention.wv.weight", {key, args.dim}, truncated(0.02)},
+       {name + ".attention.wo.weight", {args.dim, query}, truncated(output_std)},
+       {name + ".feed_forward.w1.weight", {args.hidden_dim, args.dim}, truncated(0.02)},
+       {name + ".feed_forward.w2.weight",
+        {args.dim, args.hidden_dim},
+        truncated(output_std)},
+       {name + ".feed_forward.w3.weight",
+        {args.hidden_dim, args.dim},
+        truncated(output_std)},
+       {name + ".attention_norm.weight", {args.dim}, Init::constant(1.0)},
+       {name + ".ffn_norm.weight", {args.dim}, Init::constant(1.0)}}};
 }
 
 nn::ParameterGroupSpec head_group(const Args& args) {
-  nn::ParameterGroupSpec group{"head", {{"norm.weight", {args.dim}, Init::constant(1.0)}}};
+  nn::ParameterGroupSpec group{"head",
+                               {{"norm.weight", {args.dim}, Init::constant(1.0)}}};
   if (!args.tied_embeddings) {
     const double std = 1.0 / std::sqrt(static_cast<double>(args.dim));
-    group.parameters.push_back({"output.weight", {args.vocab_size, args.dim},
+    group.parameters.push_back({"output.weight",
+                                {args.vocab_size, args.dim},
                                 Init::truncated_normal(std, -3 * std, 3 * std)});
   }
   return group;
@@ -133,9 +141,9 @@ nn::Model build(const Args& args, const BuildOptions& options) {
       at::TensorOptions().dtype(options.dtype).device(options.device));
 
   nn::Model model;
-  model.groups.push_back({"tok_embeddings",
-                          {{"tok_embeddings.weight", {args.vocab_size, args.dim},
-                            Init::normal(1.0)}}});
+  model.groups.push_back(
+      {"tok_embeddings",
+       {{"tok_embeddings.weight", {args.vocab_size, args.dim}, Init::normal(1.0)}}});
   model.segments.push_back(std::make_shared<Embedding>(ParameterRef{0, 0}));
   for (int64_t layer = 0; layer < args.n_layers; ++layer) {
     model.groups.push_back(block_group(args, layer));
@@ -149,7 +157,8 @@ nn::Model build(const Args& args, const BuildOptions& options) {
   }
   const int64_t last = args.n_layers + 1;
   model.groups.push_back(head_group(args));
-  const ParameterRef output = args.tied_embeddings ? ParameterRef{0, 0} : ParameterRef{last, 1};
+  const ParameterRef output =
+      args.tied_embeddings ? ParameterRef{0, 0} : ParameterRef{last, 1};
   model.segments.push_back(std::make_shared<HeadSegment>(
       options.head, ParameterRef{last, 0}, output, args.norm_eps));
   return model;

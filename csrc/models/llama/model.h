@@ -16,8 +16,8 @@ enum class Head {
 
 struct BuildOptions {
   Head head;
-  at::Device device;       // of the rotary table
-  at::ScalarType dtype;    // of the rotary arithmetic: float32, or float64
+  at::Device device;     // of the rotary table
+  at::ScalarType dtype;  // of the rotary arithmetic: float32, or float64
 };
 
 // Segments: tok_embeddings, layers.0 ... layers.N-1, head.

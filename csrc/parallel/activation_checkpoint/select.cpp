@@ -6,9 +6,11 @@ namespace torchtitan::parallel::activation_checkpoint {
 
 std::vector<bool> select(const std::vector<std::string>& segment_names,
                          const Policy& policy) {
-  base::check_value(policy.mode != Policy::Mode::kSelective || policy.every >= 1,
-                    "activation_checkpoint.selective_ac_option: expected a positive number "
-                    "of layers, found ", policy.every);
+  base::check_value(
+      policy.mode != Policy::Mode::kSelective || policy.every >= 1,
+      "activation_checkpoint.selective_ac_option: expected a positive number "
+      "of layers, found ",
+      policy.every);
   std::vector<bool> chosen;
   int64_t block = 0;
   for (const auto& name : segment_names) {

@@ -1,5 +1,5 @@
-// Activation checkpointing (Chen et al. 2016): which segments keep only their inputs and
-// run forward again before their backward.
+// Activation checkpointing (Chen et al. 2016): which segments keep only their inputs
+// and run forward again before their backward.
 #pragma once
 
 #include <cstdint>

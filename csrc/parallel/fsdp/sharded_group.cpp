@@ -24,14 +24,13 @@ int64_t numel_of(const nn::ParameterGroupSpec& spec) {
 
 ShardedGroup::ShardedGroup(nn::ParameterGroupSpec spec, nn::GroupOptions options,
                            collectives::Group shards, collectives::Group replicas)
-    : ParameterGroup(std::move(spec), options),
-      shard_axis_(std::move(shards)),
+    : ParameterGroup(std::move(spec), options), shard_axis_(std::move(shards)),
       replicas_(std::move(replicas)),
       whole_(numel_of(spec_),
              at::TensorOptions().device(options.device).dtype(options.compute_dtype)),
-      whole_gradient_(numel_of(spec_), at::TensorOptions()
-                                           .device(options.device)
-                                           .dtype(options.reduce_dtype)) {
+      whole_gradient_(
+          numel_of(spec_),
+          at::TensorOptions().device(options.device).dtype(options.reduce_dtype)) {
   allocate_local(shard_axis_.rank(), shard_axis_.size(), replicas_.rank() == 0);
   // Views are cut while there is memory behind them and stay valid without it.
   whole_.allocate();

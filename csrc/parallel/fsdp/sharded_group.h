@@ -1,10 +1,11 @@
-// A parameter group whose rows are spread over the ranks of the fsdp axis (ZeRO stage 3,
-// Rajbhandari et al. 2020; per-parameter sharding as in PyTorch's FSDP2), and optionally
-// copied over a replicate axis (hybrid sharding).
+// A parameter group whose rows are spread over the ranks of the fsdp axis (ZeRO stage
+// 3, Rajbhandari et al. 2020; per-parameter sharding as in PyTorch's FSDP2), and
+// optionally copied over a replicate axis (hybrid sharding).
 //
 // Each parameter is split on dim 0 like torch.chunk: rank r holds rows
 // [r * c, (r + 1) * c), c = ceil(rows / ranks); the last ranks may hold fewer or none.
-// Shards are padded to c rows, so that a group is one all-gather and one reduce-scatter.
+// Shards are padded to c rows, so that a group is one all-gather and one
+// reduce-scatter.
 #pragma once
 
 #include "core/buffer.h"

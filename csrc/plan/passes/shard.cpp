@@ -38,12 +38,9 @@ Uses find_uses(const Program& program, const StepShape& shape) {
 bool is_kept(Reshard policy, const Action& current, const Action& next, bool adjacent) {
   if (current.kind == ActionKind::kRecompute && adjacent) return true;
   switch (policy) {
-    case Reshard::kAlways:
-      return false;
-    case Reshard::kDefault:
-      return adjacent;
-    case Reshard::kNever:
-      return adjacent || current.microbatch == next.microbatch;
+    case Reshard::kAlways: return false;
+    case Reshard::kDefault: return adjacent;
+    case Reshard::kNever: return adjacent || current.microbatch == next.microbatch;
   }
   return false;
 }

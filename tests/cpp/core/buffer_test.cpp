@@ -41,7 +41,8 @@ TEST(Buffer, AGraphMadeBeforeTheReleaseReadsTheRefilledValues) {
 }
 
 TEST(Buffer, OnMetaOnlyTheStateChanges) {
-  Buffer buffer(int64_t{1} << 50, at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
+  Buffer buffer(int64_t{1} << 50,
+                at::TensorOptions().device(at::kMeta).dtype(at::kFloat));
   buffer.allocate();
   EXPECT_TRUE(buffer.allocated());
   buffer.release();

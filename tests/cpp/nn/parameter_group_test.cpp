@@ -30,12 +30,13 @@ TEST(WholeGroup, LeavesAreTheMasterValuesWhereDtypesAgree) {
 }
 
 TEST(WholeGroup, LeavesAreCastAtTheBeginOfAStepWhereDtypesDiffer) {
-  WholeGroup group(spec(), options(at::kFloat, at::kBFloat16), collectives::Group("dp"));
+  WholeGroup group(spec(), options(at::kFloat, at::kBFloat16),
+                   collectives::Group("dp"));
   group.initialize(1);
   group.begin_step();
   for (size_t slot = 0; slot < 3; ++slot) {
-    EXPECT_TRUE(at::equal(group.leaves()[slot],
-                          group.shards()[slot].value.to(at::kBFloat16)));
+    EXPECT_TRUE(
+        at::equal(group.leaves()[slot], group.shards()[slot].value.to(at::kBFloat16)));
     EXPECT_EQ(group.leaves()[slot].grad().scalar_type(), at::kFloat);
   }
 }
@@ -68,7 +69,8 @@ TEST(FillInitial, RowsAreThoseOfTheWholeParameter) {
 }
 
 TEST(FillInitial, RespectsCutoffsSeedsAndWiderDtypes) {
-  const ParameterSpec parameter{"t", {1000, 10}, Init::truncated_normal(1.0, -0.5, 0.25)};
+  const ParameterSpec parameter{
+      "t", {1000, 10}, Init::truncated_normal(1.0, -0.5, 0.25)};
   const auto values = at::empty({1000, 10});
   fill_initial(values, parameter, 0, 1);
   EXPECT_GE(values.min().item<float>(), -0.5f);

@@ -7,7 +7,9 @@ namespace torchtitan::optim {
 namespace {
 
 ops::AdamScalars scalars(double step, double clip = 1.0, double finite = 1.0) {
-  const auto scalar = [](double value) { return at::scalar_tensor(value, at::kDouble); };
+  const auto scalar = [](double value) {
+    return at::scalar_tensor(value, at::kDouble);
+  };
   return {.learning_rate = scalar(1e-2),
           .step = scalar(step),
           .clip = scalar(clip),
@@ -26,7 +28,11 @@ AdamConfig config(bool decoupled, Implementation implementation, at::ScalarType 
 
 // Numbers that no formula below uses, of both signs.
 at::Tensor numbers(int64_t seed, at::ScalarType dtype) {
-  return at::arange(1000, at::kDouble).mul(0.37).add(static_cast<double>(seed)).sin().to(dtype);
+  return at::arange(1000, at::kDouble)
+      .mul(0.37)
+      .add(static_cast<double>(seed))
+      .sin()
+      .to(dtype);
 }
 
 at::Tensor train(bool decoupled, Implementation implementation, at::ScalarType dtype,
@@ -69,10 +75,12 @@ double largest_difference(const at::Tensor& a, const at::Tensor& b) {
 TEST(Adam, FusedAndReferenceFollowThePapers) {
   for (const bool decoupled : {true, false}) {
     const auto expected = by_hand(decoupled);
-    for (const auto implementation : {Implementation::kFused, Implementation::kReference}) {
-      EXPECT_LT(largest_difference(
-                    train(decoupled, implementation, at::kDouble, at::kDouble), expected),
-                1e-12);
+    for (const auto implementation :
+         {Implementation::kFused, Implementation::kReference}) {
+      EXPECT_LT(
+          largest_difference(train(decoupled, implementation, at::kDouble, at::kDouble),
+                             expected),
+          1e-12);
       EXPECT_LT(largest_difference(
                     train(decoupled, implementation, at::kFloat, at::kFloat), expected),
                 1e-5);
@@ -82,13 +90,15 @@ TEST(Adam, FusedAndReferenceFollowThePapers) {
 
 TEST(Adam, StateMayBeBfloat16) {
   // Each moment is rounded to 8 bits; the update is off by that much of a step of lr.
-  EXPECT_LT(largest_difference(train(true, Implementation::kFused, at::kFloat, at::kBFloat16),
-                               by_hand(true)),
-            3 * 1e-2 * 0.05);
+  EXPECT_LT(
+      largest_difference(train(true, Implementation::kFused, at::kFloat, at::kBFloat16),
+                         by_hand(true)),
+      3 * 1e-2 * 0.05);
 }
 
 TEST(Adam, ChangesNothingWhenTheStepIsNotFinite) {
-  for (const auto implementation : {Implementation::kFused, Implementation::kReference}) {
+  for (const auto implementation :
+       {Implementation::kFused, Implementation::kReference}) {
     const Target target{numbers(0, at::kFloat), numbers(1, at::kFloat)};
     target.gradient[3] = std::numeric_limits<float>::quiet_NaN();
     Adam adam({target}, config(true, implementation, at::kFloat));

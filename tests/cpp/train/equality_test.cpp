@@ -41,8 +41,8 @@ std::vector<std::pair<std::string, Layout>> layouts() {
       {"Never", plan::Reshard::kNever}};
   for (const int64_t ranks : {2, 3, 4}) {
     for (const auto& [name, mode] : modes) {
-      all.push_back({"Fsdp" + std::to_string(ranks) + name,
-                     {.shards = ranks, .reshard = mode}});
+      all.push_back(
+          {"Fsdp" + std::to_string(ranks) + name, {.shards = ranks, .reshard = mode}});
     }
   }
   return all;

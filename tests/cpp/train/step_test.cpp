@@ -25,18 +25,17 @@ struct Fixture {
     model.groups = {{"w", {{"w", {4}, nn::Init::constant(1.0)}}}};
     model.segments = {std::make_shared<Dot>()};
     applied = parallel::apply(
-        model,
-        {.shards = collectives::Group("fsdp"),
-         .replicas = collectives::Group("dp_replicate"),
-         .parameters = {.master_dtype = at::kDouble,
-                        .compute_dtype = at::kDouble,
-                        .reduce_dtype = at::kDouble,
-                        .device = at::Device(at::kCPU)},
-         .reshard_after_forward = plan::Reshard::kDefault,
-         .overlap_depth = 1,
-         .recompute = {parallel::activation_checkpoint::Policy::Mode::kNone, 1},
-         .num_microbatches = 1,
-         .early_optimizer_step = false});
+        model, {.shards = collectives::Group("fsdp"),
+                .replicas = collectives::Group("dp_replicate"),
+                .parameters = {.master_dtype = at::kDouble,
+                               .compute_dtype = at::kDouble,
+                               .reduce_dtype = at::kDouble,
+                               .device = at::Device(at::kCPU)},
+                .reshard_after_forward = plan::Reshard::kDefault,
+                .overlap_depth = 1,
+                .recompute = {parallel::activation_checkpoint::Policy::Mode::kNone, 1},
+                .num_microbatches = 1,
+                .early_optimizer_step = false});
     group = applied.groups[0];
     group->initialize(0);
     optim::Adam adam({{group->master(), group->gradient()}},
@@ -107,7 +106,8 @@ TEST(Step, RefusesBatchesWithoutLabelsOrValues) {
     f.step->run({{{"labels", at::zeros({4}, at::kLong)}}}, 0.1, 1);
     FAIL() << "the segment has no input";
   } catch (const c10::ValueError& error) {
-    EXPECT_NE(std::string(error.what()).find("reads the value 'input'"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("reads the value 'input'"),
+              std::string::npos);
   }
 }
 

@@ -27,19 +27,24 @@ constexpr ops::AdamOptions kAdam = {
 Batch global_batch(const Problem& problem) {
   const auto count = problem.rows * (problem.seq_len + 1);
   // A fixed scatter of token ids, different in every row.
-  const auto ids = at::arange(count, at::kLong).mul(7919).add(13).mul(104729).remainder(
-      problem.args.vocab_size).view({problem.rows, problem.seq_len + 1});
+  const auto ids = at::arange(count, at::kLong)
+                       .mul(7919)
+                       .add(13)
+                       .mul(104729)
+                       .remainder(problem.args.vocab_size)
+                       .view({problem.rows, problem.seq_len + 1});
   auto labels = ids.narrow(1, 1, problem.seq_len).clone();
   labels.narrow(0, problem.first_masked, problem.last_masked - problem.first_masked)
       .fill_(ops::kIgnoreIndex);
   labels.select(1, 2).slice(0, 0, problem.rows, 3).fill_(ops::kIgnoreIndex);
-  return {{"input", ids.narrow(1, 0, problem.seq_len).contiguous()}, {"labels", labels}};
+  return {{"input", ids.narrow(1, 0, problem.seq_len).contiguous()},
+          {"labels", labels}};
 }
 
 nn::Model build_model(const Problem& problem) {
-  return models::llama::build(problem.args, {.head = models::llama::Head::kLoss,
-                                             .device = at::kCPU,
-                                             .dtype = at::kDouble});
+  return models::llama::build(
+      problem.args,
+      {.head = models::llama::Head::kLoss, .device = at::kCPU, .dtype = at::kDouble});
 }
 
 nn::GroupOptions options() {
@@ -55,13 +60,15 @@ void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, boo
   for (const auto& group : groups) {
     for (const auto& shard : group->shards()) {
       const auto place = [&](NamedTensors& into, const at::Tensor& value) {
-        auto& whole = into.try_emplace(shard.name, at::zeros(shard.global_shape, at::kDouble))
-                          .first->second;
+        auto& whole =
+            into.try_emplace(shard.name, at::zeros(shard.global_shape, at::kDouble))
+                .first->second;
         const auto rows = whole.narrow(0, shard.first_row, value.size(0));
         if (first) {
           rows.copy_(value);
         } else {
-          EXPECT_TRUE(at::equal(rows, value)) << shard.name << " differs between replicas";
+          EXPECT_TRUE(at::equal(rows, value))
+              << shard.name << " differs between replicas";
         }
       };
       place(result.gradients, shard.gradient);
@@ -75,7 +82,8 @@ void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, boo
 Result run_step(const Problem& problem, const Layout& layout) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);
-  const int64_t local_rows = problem.rows / (layout.num_ranks() * layout.num_microbatches);
+  const int64_t local_rows =
+      problem.rows / (layout.num_ranks() * layout.num_microbatches);
   TORCH_CHECK(local_rows * layout.num_ranks() * layout.num_microbatches == problem.rows,
               problem.rows, " rows cannot be dealt out evenly");
   Result result;
@@ -93,37 +101,41 @@ Result run_step(const Problem& problem, const Layout& layout) {
     const auto model = build_model(problem);
     using Policy = parallel::activation_checkpoint::Policy;
     const auto applied = parallel::apply(
-        model, {.shards = axis("fsdp", shard_ranks),
-                .replicas = axis("dp_replicate", replica_ranks),
-                .parameters = options(),
-                .reshard_after_forward = layout.reshard,
-                .overlap_depth = layout.overlap_depth,
-                .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
-                .num_microbatches = layout.num_microbatches,
-                .early_optimizer_step = layout.early_optimizer_step});
+        model,
+        {.shards = axis("fsdp", shard_ranks),
+         .replicas = axis("dp_replicate", replica_ranks),
+         .parameters = options(),
+         .reshard_after_forward = layout.reshard,
+         .overlap_depth = layout.overlap_depth,
+         .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
+         .num_microbatches = layout.num_microbatches,
+         .early_optimizer_step = layout.early_optimizer_step});
     std::vector<optim::Target> targets;
     for (const auto& group : applied.groups) {
       group->initialize(kSeed);
       targets.push_back({group->master(), group->gradient()});
     }
-    Step step({.model = model,
-               .groups = applied.groups,
-               .recompute = applied.recompute,
-               .training_program = applied.training_program,
-               .evaluation_program = applied.evaluation_program,
-               .optimizer = std::make_shared<optim::Adam>(
-                   targets, optim::AdamConfig{.update = kAdam,
-                                              .implementation = optim::Implementation::kFused,
-                                              .state_dtype = at::kDouble}),
-               .loss_axis = layout.num_ranks() == 1 ? Group("loss") : world.group(rank, "loss"),
-               .max_norm = kMaxNorm});
+    Step step(
+        {.model = model,
+         .groups = applied.groups,
+         .recompute = applied.recompute,
+         .training_program = applied.training_program,
+         .evaluation_program = applied.evaluation_program,
+         .optimizer = std::make_shared<optim::Adam>(
+             targets, optim::AdamConfig{.update = kAdam,
+                                        .implementation = optim::Implementation::kFused,
+                                        .state_dtype = at::kDouble}),
+         .loss_axis =
+             layout.num_ranks() == 1 ? Group("loss") : world.group(rank, "loss"),
+         .max_norm = kMaxNorm});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {
       std::vector<Batch> microbatches;
       for (int64_t m = 0; m < layout.num_microbatches; ++m) {
         Batch local;
         const int64_t row = (m * layout.num_ranks() + rank) * local_rows;
-        for (const auto& [name, value] : batch) local[name] = value.narrow(0, row, local_rows);
+        for (const auto& [name, value] : batch)
+          local[name] = value.narrow(0, row, local_rows);
         microbatches.push_back(local);
       }
       last = step.run(std::move(microbatches), kLearningRate, i);
@@ -167,15 +179,19 @@ Result run_reference(const Problem& problem) {
       for (auto& leaf : leaves) leaf.mutable_grad() = at::Tensor();
     }
     const auto valid = batch["labels"].ne(ops::kIgnoreIndex).sum().to(at::kDouble);
-    const auto loss = nn::forward(model, parameters, batch).at("loss").div(valid.clamp_min(1.0));
+    const auto loss =
+        nn::forward(model, parameters, batch).at("loss").div(valid.clamp_min(1.0));
     torch::autograd::backward({loss}, {});
     result.loss = loss.item<double>();
     double squares = 0;
     for (const auto& leaves : parameters) {
-      for (const auto& leaf : leaves) squares += leaf.grad().square().sum().item<double>();
+      for (const auto& leaf : leaves)
+        squares += leaf.grad().square().sum().item<double>();
     }
     result.grad_norm = std::sqrt(squares);
-    const auto scalar = [](double value) { return at::scalar_tensor(value, at::kDouble); };
+    const auto scalar = [](double value) {
+      return at::scalar_tensor(value, at::kDouble);
+    };
     const ops::AdamScalars scalars = {
         .learning_rate = scalar(kLearningRate),
         .step = scalar(static_cast<double>(step)),

@@ -99,8 +99,9 @@ TEST(Llama, LossIsTheSumOverValidLabels) {
   auto labels = tokens.add(1);
   labels[0][2] = -100;
   const auto model = build_on(small(), at::kCPU, Head::kLoss);
-  const auto loss = nn::forward(model, initial(model), {{"input", tokens}, {"labels", labels}})
-                        .at("loss");
+  const auto loss =
+      nn::forward(model, initial(model), {{"input", tokens}, {"labels", labels}})
+          .at("loss");
   const auto log_probabilities =
       at::log_softmax(logits(build_on(small(), at::kCPU), tokens), -1);
   double expected = 0;

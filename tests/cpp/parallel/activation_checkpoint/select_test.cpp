@@ -8,7 +8,7 @@ namespace torchtitan::parallel::activation_checkpoint {
 namespace {
 
 const std::vector<std::string> kNames = {"tok_embeddings", "layers.0", "layers.1",
-                                         "layers.2", "layers.3", "head"};
+                                         "layers.2",       "layers.3", "head"};
 
 TEST(SelectRecompute, NoneKeepsEverything) {
   EXPECT_EQ(select(kNames, {Policy::Mode::kNone, 1}), std::vector<bool>(6, false));

@@ -118,8 +118,7 @@ class Interpreter {
 
   void execute(const Action& a) {
     switch (a.kind) {
-      case ActionKind::kCountTokens:
-        return start(a, 2.0);
+      case ActionKind::kCountTokens: return start(a, 2.0);
       case ActionKind::kUnshard:
         if (whole_.contains(a.group)) fail();
         return start(a, outcome_.weights[a.group]);
@@ -142,8 +141,7 @@ class Interpreter {
         if (saved_.contains({a.segment, a.microbatch})) fail();
         saved_[{a.segment, a.microbatch}] = x_[{a.segment, a.microbatch}];
         return;
-      case ActionKind::kBackward:
-        return backward(a);
+      case ActionKind::kBackward: return backward(a);
       case ActionKind::kReduceGradient: {
         const double shards = static_cast<double>(shape_.groups[a.group].shards);
         if (!whole_gradient_.contains(a.group)) fail();
@@ -153,8 +151,7 @@ class Interpreter {
         const double replicas = static_cast<double>(shape_.groups[a.group].replicas);
         return start(a, gradient_[a.group] * replicas);
       }
-      case ActionKind::kWait:
-        return wait(a);
+      case ActionKind::kWait: return wait(a);
       case ActionKind::kClipGradient: {
         double squares = 0.0;
         for (const auto& [group, gradient] : gradient_) {
