@@ -206,8 +206,8 @@ def check_tests(root: Path, folders: dict[str, Folder]) -> Iterator[str]:
             not source.stem.endswith("_test") and not source.with_suffix(".h").exists()
         ):
             yield (
-                f"{where}:1: expected a name that ends in _test.cpp, or a header of the "
-                "same name that tests share"
+                f"{where}:1: expected a name that ends in _test.cpp, or a header "
+                "of the same name that tests share"
             )
 
 

@@ -221,11 +221,11 @@ class data:
         """Collects the ids of documents and writes them as one file."""
         def __init__(self, *, vocab_size: int) -> None: ...
         def append(self, ids: collections.abc.Sequence[int], *, place: str) -> None:
-            """Add the ids of one document; ValueError names place and token for a stray id."""
+            """Add the ids of a document; ValueError names place and token of a stray id."""
         @property
         def num_tokens(self) -> int: ...
         def write(self, path: str, *, note: str) -> None:
-            """Write the file beside path and rename it; RuntimeError if the system refuses."""
+            """Write a file beside path and rename it; RuntimeError if the system refuses."""
 
     class TokenStore:
         """A growing sequence of tokens in several mapped files."""
@@ -256,6 +256,45 @@ class data:
 
 class mesh:
 
+    class Box:
+        """A hyper-rectangle of a tensor."""
+        def __init__(self, *, offset: collections.abc.Sequence[int], size: collections.abc.Sequence[int]) -> None: ...
+        @property
+        def offset(self) -> list[int]: ...
+        @property
+        def size(self) -> list[int]: ...
+        def num_elements(self) -> int: ...
+        def __eq__(self, arg0: object, /) -> bool: ...
+        __hash__ = None  # type: ignore[assignment]
+
+    class Copy:
+        """The box that one shard gives to another."""
+        @property
+        def source(self) -> int: ...
+        @property
+        def target(self) -> int: ...
+        @property
+        def box(self) -> mesh.Box:
+            """In indices of the whole tensor."""
+
+    class Layout:
+        """Which box of a tensor every rank holds."""
+        def __init__(self, global_shape: collections.abc.Sequence[int], *, splits: collections.abc.Sequence[mesh.Split]=[], replications: collections.abc.Sequence[tuple[str, int]]=[]) -> None:
+            """Splits apply in order; replications are (axis, size). Raises ValueError for what does not fit the tensor."""
+        @property
+        def global_shape(self) -> list[int]: ...
+        @property
+        def splits(self) -> list[mesh.Split]: ...
+        def box(self, coordinates: collections.abc.Mapping[str, int]) -> mesh.Box:
+            """The box held there."""
+        def is_writer(self, coordinates: collections.abc.Mapping[str, int]) -> bool:
+            """Whether this rank is the one of those with its box that writes it."""
+        def writers(self) -> list[dict[str, int]]:
+            """Coordinates of all writers."""
+        def num_shards(self) -> int: ...
+        def to_placements(self, axes: collections.abc.Sequence[tuple[str, int]]) -> list[str]:
+            """As DTensor prints them, one for each (axis, size) of a device mesh. Raises ValueError for what DTensor cannot say."""
+
     class Mesh:
         """Ranks as a grid of named axes."""
         def __init__(self, dims: mesh.ParallelDims) -> None:
@@ -267,6 +306,8 @@ class mesh:
             """Names of all axes."""
         def size(self, axis: str) -> int:
             """Ranks along an axis."""
+        def coordinates(self, rank: int) -> dict[str, int]:
+            """Position of a rank on every axis."""
         def coordinate(self, rank: int, axis: str) -> int:
             """Position of a rank on an axis."""
         def ranks(self, axis: str, rank: int) -> list[int]:
@@ -291,6 +332,25 @@ class mesh:
         def etp(self) -> int: ...
         @property
         def world_size(self) -> int: ...
+
+    class Split:
+        """Cuts one dim into parts along a mesh axis."""
+        def __init__(self, *, axis: str, parts: int, dim: int, boundaries: collections.abc.Sequence[int]=[], repeat: int=1) -> None: ...
+        @property
+        def axis(self) -> str: ...
+        @property
+        def parts(self) -> int: ...
+        @property
+        def dim(self) -> int: ...
+        @property
+        def boundaries(self) -> list[int]:
+            """parts + 1 positions; empty: the pieces of torch.chunk."""
+        @property
+        def repeat(self) -> int:
+            """Neighbours on the axis that hold the same part."""
+    @staticmethod
+    def relayout(source: mesh.Layout, target: mesh.Layout) -> list[mesh.Copy]:
+        """The copies that turn the shards of one layout into those of another; shards count as in writers()."""
 
 class models:
 
@@ -390,11 +450,257 @@ class parallel:
         def recompute(self) -> list[bool]:
             """By segment."""
         @property
+        def shape(self) -> plan.StepShape:
+            """Sizes that the programs were made from."""
+        @property
+        def training_actions(self) -> list[plan.Action]:
+            """The actions of one step."""
+        @property
         def training_program(self) -> str:
             """The program of one step, a line an action."""
     @staticmethod
     def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: str, recompute_every: int, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs."""
+
+class plan:
+
+    class Action:
+        """A small step of a training step; indices are -1 where unused."""
+        @property
+        def kind(self) -> str:
+            """"Forward", "Unshard", "Wait", ..."""
+        @property
+        def segment(self) -> int: ...
+        @property
+        def group(self) -> int: ...
+        @property
+        def microbatch(self) -> int: ...
+        def __str__(self) -> str: ...
+        def __eq__(self, arg0: object, /) -> bool: ...
+        __hash__ = None  # type: ignore[assignment]
+
+    class GroupShape:
+        """Sizes of parameters that are gathered, reduced and stepped together; bytes are per element."""
+        def __init__(self, *, name: str, numel: int, shard_numel: int, shards: int, replicas: int, master_bytes: int, compute_bytes: int, reduce_bytes: int, optimizer_bytes: int, reshard_after_forward: plan.Reshard, trainable: bool, shard_axis: str='fsdp', replica_axis: str='dp_replicate') -> None: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def numel(self) -> int:
+            """Elements without padding."""
+        @property
+        def shard_numel(self) -> int:
+            """Elements stored by one rank, with padding."""
+        @property
+        def shards(self) -> int: ...
+        @property
+        def replicas(self) -> int: ...
+        @property
+        def master_bytes(self) -> int: ...
+        @property
+        def compute_bytes(self) -> int: ...
+        @property
+        def reduce_bytes(self) -> int: ...
+        @property
+        def optimizer_bytes(self) -> int: ...
+        @property
+        def reshard_after_forward(self) -> plan.Reshard: ...
+        @property
+        def trainable(self) -> bool: ...
+        @property
+        def shard_axis(self) -> str: ...
+        @property
+        def replica_axis(self) -> str: ...
+
+    class MemoryEstimate:
+        """Tensor bytes of a rank while it runs a program."""
+        @property
+        def before(self) -> plan.MemoryUse:
+            """Between steps."""
+        @property
+        def after(self) -> plan.MemoryUse:
+            """When the program has ended."""
+        @property
+        def peak(self) -> plan.MemoryUse: ...
+        @property
+        def peak_action(self) -> int:
+            """Index of the action of the peak; -1: before the first."""
+        @property
+        def totals(self) -> list[int]:
+            """Highest total in each action."""
+
+    class MemoryUse:
+        """Live tensor bytes by purpose."""
+        @property
+        def constant(self) -> int: ...
+        @property
+        def parameters(self) -> int: ...
+        @property
+        def gradients(self) -> int: ...
+        @property
+        def optimizer(self) -> int: ...
+        @property
+        def gathered(self) -> int: ...
+        @property
+        def whole_gradients(self) -> int: ...
+        @property
+        def activations(self) -> int: ...
+        @property
+        def temporaries(self) -> int: ...
+        def total(self) -> int: ...
+
+    class OptimizerTiming:
+        """When groups are stepped.
+
+        Members:
+
+          AT_END : Together, clipped.
+
+          AT_LAST_GRADIENT : Each as soon as its gradient is final, unclipped."""
+        def __init__(self, value: int) -> None: ...
+        def __repr__(self, /) -> str: ...
+        @property
+        def name(self) -> str: ...
+        def __str__(self, /) -> str: ...
+        __members__: dict[str, plan.OptimizerTiming]
+        def __eq__(self, other: object, /) -> bool: ...
+        def __ne__(self, other: object, /) -> bool: ...
+        def __hash__(self, /) -> int: ...
+        @property
+        def value(self) -> int: ...
+        def __int__(self, /) -> int: ...
+        def __index__(self, /) -> int: ...
+        AT_END: plan.OptimizerTiming
+        AT_LAST_GRADIENT: plan.OptimizerTiming
+
+    class ProgramKind:
+        """What a program must do.
+
+        Members:
+
+          TRAINING
+
+          FORWARD_ONLY"""
+        def __init__(self, value: int) -> None: ...
+        def __repr__(self, /) -> str: ...
+        @property
+        def name(self) -> str: ...
+        def __str__(self, /) -> str: ...
+        __members__: dict[str, plan.ProgramKind]
+        def __eq__(self, other: object, /) -> bool: ...
+        def __ne__(self, other: object, /) -> bool: ...
+        def __hash__(self, /) -> int: ...
+        @property
+        def value(self) -> int: ...
+        def __int__(self, /) -> int: ...
+        def __index__(self, /) -> int: ...
+        TRAINING: plan.ProgramKind
+        FORWARD_ONLY: plan.ProgramKind
+
+    class Reshard:
+        """What becomes of gathered parameters between two uses.
+
+        Members:
+
+          ALWAYS : Freed after every forward and backward.
+
+          DEFAULT : Kept where the very next segment to run needs them.
+
+          NEVER : Kept from forward to backward as well."""
+        def __init__(self, value: int) -> None: ...
+        def __repr__(self, /) -> str: ...
+        @property
+        def name(self) -> str: ...
+        def __str__(self, /) -> str: ...
+        __members__: dict[str, plan.Reshard]
+        def __eq__(self, other: object, /) -> bool: ...
+        def __ne__(self, other: object, /) -> bool: ...
+        def __hash__(self, /) -> int: ...
+        @property
+        def value(self) -> int: ...
+        def __int__(self, /) -> int: ...
+        def __index__(self, /) -> int: ...
+        ALWAYS: plan.Reshard
+        DEFAULT: plan.Reshard
+        NEVER: plan.Reshard
+
+    class SegmentShape:
+        """Sizes of a link of the model's chain, per microbatch."""
+        def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool) -> None: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def groups(self) -> list[int]:
+            """Indices of the groups it uses."""
+        @property
+        def forward_flops(self) -> int: ...
+        @property
+        def backward_flops(self) -> int: ...
+        @property
+        def input_bytes(self) -> int: ...
+        @property
+        def output_bytes(self) -> int: ...
+        @property
+        def saved_bytes(self) -> int: ...
+        @property
+        def forward_temporary_bytes(self) -> int: ...
+        @property
+        def backward_temporary_bytes(self) -> int: ...
+        @property
+        def recompute(self) -> bool: ...
+
+    class Simulation:
+        """Predicted times of a program."""
+        @property
+        def seconds(self) -> float: ...
+        @property
+        def compute_seconds(self) -> float: ...
+        @property
+        def exposed_seconds(self) -> float:
+            """Time that compute waited for communication."""
+        @property
+        def spans(self) -> list[tuple[float, float]]:
+            """Begin and end of each action in seconds; of a start: of its transfer."""
+
+    class StepShape:
+        """What a planner knows of a rank's model."""
+        def __init__(self, *, segments: collections.abc.Sequence[plan.SegmentShape], groups: collections.abc.Sequence[plan.GroupShape], num_microbatches: int, constant_bytes: int=0) -> None: ...
+        @property
+        def segments(self) -> list[plan.SegmentShape]: ...
+        @property
+        def groups(self) -> list[plan.GroupShape]: ...
+        @property
+        def num_microbatches(self) -> int: ...
+        @property
+        def constant_bytes(self) -> int: ...
+
+    class Traffic:
+        """Calls of a collective and their bytes."""
+        @property
+        def calls(self) -> int: ...
+        @property
+        def bytes(self) -> int:
+            """Of the larger side of each call."""
+    @staticmethod
+    def build_forward_program(shape: plan.StepShape, *, prefetch_depth: int) -> list[plan.Action]:
+        """The actions of a validation step."""
+    @staticmethod
+    def build_step_program(shape: plan.StepShape, *, prefetch_depth: int, reduce_depth: int, optimizer: plan.OptimizerTiming) -> list[plan.Action]:
+        """The actions of one training step of a rank. Depths are the compute actions that a gather starts ahead and that run during a reduction."""
+    @staticmethod
+    def estimate_memory(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape) -> plan.MemoryEstimate:
+        """Predict the tensor bytes of a rank that runs the program."""
+    @staticmethod
+    def simulate(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, flops_per_second: float, memory_bytes_per_second: float, links: collections.abc.Mapping[str, tuple[float, float]]) -> plan.Simulation:
+        """Predict the time of a program. links: (bytes per second, latency in seconds) of each mesh axis."""
+    @staticmethod
+    def traffic(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, loss_ranks: int) -> dict[tuple[str, str], plan.Traffic]:
+        """Calls and bytes of a program by (mesh axis, verb), exactly. loss_ranks is the size of the axis "loss"."""
+    @staticmethod
+    def verify(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, kind: plan.ProgramKind) -> None:
+        """Raise ValueError, naming the first wrong action, unless the program computes the step and leaves nothing behind."""
+    @staticmethod
+    def verify_agreement(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]]) -> None:
+        """Raise ValueError unless all ranks start the same communications in one order."""
 
 class storage:
 

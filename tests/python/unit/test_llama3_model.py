@@ -1,4 +1,4 @@
-"""Llama 3 as users see it in Python: a module like any other, and the same as others."""
+"""Llama 3 as users see it in Python: a module like any other."""
 
 import copy
 
