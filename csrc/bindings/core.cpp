@@ -1,3 +1,5 @@
+#include "core/cpu_allocator.h"
+#include "core/memory_counter.h"
 #include "core/stop_flag.h"
 #include "core/version.h"
 
@@ -6,6 +8,20 @@
 namespace torchtitan::bindings {
 
 void bind_core(py::module_ module) {
+  py::class_<core::MemoryCounter>(module, "MemoryCounter",
+                                  "Tensor bytes, counted where they are allocated.")
+      .def_property_readonly("live", &core::MemoryCounter::live, "Bytes alive now.")
+      .def_property_readonly("peak", &core::MemoryCounter::peak,
+                             "Largest live since the last reset_peak().")
+      .def("reset_peak", &core::MemoryCounter::reset_peak);
+  module.def("cpu_memory", &core::cpu_memory, py::return_value_policy::reference,
+             "Bytes of CPU tensors. The first call puts the allocator that counts and "
+             "keeps pages in place of torch's.");
+  module.def("release_kept_cpu_memory", &core::release_kept_cpu_memory,
+             "Give pages that are kept for reuse back to the system.",
+             py::call_guard<py::gil_scoped_release>());
+  module.def("meta_memory", &core::meta_memory, py::return_value_policy::reference,
+             "Bytes that meta tensors made after the first call would have.");
   module.def("compiled_torch_version", &core::compiled_torch_version,
              "Version of the torch whose headers the extension was compiled with.");
   module.def(

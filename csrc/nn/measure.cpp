@@ -1,0 +1,136 @@
+#include "nn/measure.h"
+
+#include <ATen/ops/empty_like.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <set>
+
+#include "core/memory_counter.h"
+#include "nn/whole_group.h"
+
+namespace torchtitan::nn {
+namespace {
+
+using Values = std::map<std::string, at::Tensor>;
+
+constexpr const char* kLoss = "loss";
+
+// Bytes of the storages behind `tensors` that are not behind `known`, each once.
+int64_t new_bytes(const TensorList& tensors, const TensorList& known) {
+  std::set<const void*> seen;
+  for (const auto& tensor : known) {
+    if (tensor.defined()) seen.insert(tensor.storage().unsafeGetStorageImpl());
+  }
+  int64_t bytes = 0;
+  for (const auto& tensor : tensors) {
+    if (!tensor.defined()) continue;
+    if (!seen.insert(tensor.storage().unsafeGetStorageImpl()).second) continue;
+    bytes += static_cast<int64_t>(tensor.storage().nbytes());
+  }
+  return bytes;
+}
+
+class Chain {
+ public:
+  Chain(const Model& model, const GroupOptions& options, const Values& batch)
+      : model_(model), values_(batch), saved_(model.segments.size()) {
+    GroupOptions meta = options;
+    meta.device = at::Device(at::kMeta);
+    for (const auto& spec : model.groups) {
+      groups_.push_back(
+          std::make_unique<WholeGroup>(spec, meta, collectives::Group("alone")));
+      groups_.back()->begin_step();
+    }
+  }
+
+  void forward(size_t index, plan::SegmentShape& shape) {
+    Segment& segment = *model_.segments[index];
+    TensorList inputs;
+    for (const auto& name : segment.inputs()) {
+      const auto found = values_.find(name);
+      TORCH_CHECK_VALUE(found != values_.end(), "measure: segment ", segment.name(),
+                        " reads the value '", name, "', which nothing provides");
+      inputs.push_back(found->second);
+    }
+    auto& memory = core::meta_memory();
+    const int64_t before = memory.live();
+    memory.reset_peak();
+    const auto outputs = segment.forward(inputs, leaves_of(segment), &saved_[index]);
+    shape.input_bytes = new_bytes(inputs, {});
+    shape.output_bytes = new_bytes(outputs, inputs);
+    shape.saved_bytes =
+        std::max<int64_t>(0, memory.live() - before - shape.output_bytes);
+    shape.forward_temporary_bytes = memory.peak() - memory.live();
+    for (size_t i = 0; i < outputs.size(); ++i)
+      values_[segment.outputs()[i]] = outputs[i];
+  }
+
+  // `input_gradient_bytes` are those that the memory model adds by itself.
+  void backward(size_t index, int64_t input_gradient_bytes, plan::SegmentShape& shape) {
+    Segment& segment = *model_.segments[index];
+    TensorList output_gradients;
+    for (const auto& name : segment.outputs()) {
+      if (name == kLoss) {
+        output_gradients.push_back(at::empty_like(values_.at(kLoss)));
+      } else {
+        output_gradients.push_back(gradients_[name]);
+        gradients_.erase(name);
+      }
+    }
+    auto& memory = core::meta_memory();
+    const int64_t before = memory.live();
+    memory.reset_peak();
+    const auto gradients = segment.backward(std::move(saved_[index]), output_gradients,
+                                            leaves_of(segment));
+    shape.backward_temporary_bytes =
+        std::max<int64_t>(0, memory.peak() - before - input_gradient_bytes);
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (gradients[i].defined()) gradients_[segment.inputs()[i]] = gradients[i];
+    }
+  }
+
+ private:
+  TensorList leaves_of(const Segment& segment) const {
+    TensorList leaves;
+    for (const auto& reference : segment.parameters()) {
+      leaves.push_back(groups_[static_cast<size_t>(reference.group)]
+                           ->leaves()[static_cast<size_t>(reference.slot)]);
+    }
+    return leaves;
+  }
+
+  const Model& model_;
+  std::vector<std::unique_ptr<WholeGroup>> groups_;
+  Values values_;
+  Values gradients_;
+  std::vector<std::unique_ptr<Segment::Saved>> saved_;
+};
+
+}  // namespace
+
+plan::StepShape measure(const Model& model, const GroupOptions& options,
+                        const Values& batch, plan::StepShape shape) {
+  TORCH_CHECK_VALUE(shape.segments.size() == model.segments.size(),
+                    "measure: the shape ", "has ", shape.segments.size(),
+                    " segments, the model ", model.segments.size());
+  TORCH_CHECK_VALUE(!model.segments.empty() &&
+                        std::count(model.segments.back()->outputs().begin(),
+                                   model.segments.back()->outputs().end(), kLoss) == 1,
+                    "measure: the last segment has no value 'loss'");
+  const c10::AutoGradMode off(false);
+  Chain chain(model, options, batch);
+  for (size_t i = 0; i < shape.segments.size(); ++i)
+    chain.forward(i, shape.segments[i]);
+  for (size_t i = shape.segments.size(); i-- > 0;) {
+    chain.backward(i, i == 0 ? 0 : shape.segments[i - 1].output_bytes,
+                   shape.segments[i]);
+  }
+  TensorList all;
+  for (const auto& [name, tensor] : batch) all.push_back(tensor);
+  shape.constant_bytes = shape.num_microbatches *
+                         (new_bytes(all, {}) - shape.segments.front().input_bytes);
+  return shape;
+}
+
+}  // namespace torchtitan::nn
