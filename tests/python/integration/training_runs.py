@@ -78,11 +78,17 @@ class Job:
     """Ranks under way; use it as a context manager, so that none outlives a test."""
 
     def __init__(
-        self, folder: Path, *flags: str, ranks: int = 1, trainer: str = "plain"
+        self,
+        folder: Path,
+        *flags: str,
+        ranks: int = 1,
+        trainer: str = "plain",
+        without: str = "none",
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         arguments = merged(f"--job.dump-folder={folder}", *flags)
+        arguments = [flag for flag in arguments if not flag.startswith(without)]
         port = str(free_port())
         self._outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
         self.processes = []
@@ -150,10 +156,16 @@ def run(
     *flags: str,
     ranks: int = 1,
     trainer: str = "plain",
+    without: str = "none",
     fails: bool = False,
 ) -> Finished:
-    """Run a job to its end and check that all ranks end well, unless it ``fails``."""
-    with Job(folder, *flags, ranks=ranks, trainer=trainer) as job:
+    """Run a job to its end and check that all ranks end well, unless it ``fails``.
+
+    Args:
+        trainer: name in training_ranks.TRAINERS.
+        without: start of flags to take out of FLAGS.
+    """
+    with Job(folder, *flags, ranks=ranks, trainer=trainer, without=without) as job:
         finished = job.finish()
     if not fails:
         assert finished.exit_codes == [0] * ranks, finished.output
