@@ -19,12 +19,9 @@ import torch
 from torchtitan_cpp import _C, build, dry_run
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.config import JobConfig, config_json, save_config
-from torchtitan_cpp.data import (
-    DataLoader,
-    build_validation_dataloader,
-    check_vocabulary,
-)
+from torchtitan_cpp.data import DataLoader, check_vocabulary
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
+from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
 from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
@@ -38,7 +35,6 @@ from torchtitan_cpp.profiling import (
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import GroupRanks, collect, restore
-from torchtitan_cpp.validation import Validator
 from torchtitan_cpp.world import World, build_world
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
@@ -67,6 +63,8 @@ class Trainer:
             self.world.rank, shown_ranks=parse_log_rank(os.environ.get("LOG_RANK"))
         )
         logger.info("Starting job: %s", job_config.job.description)
+        if self.world.device.type == "cpu":
+            _C.core.cpu_memory()  # from now on tensors are counted and pages kept
         set_determinism(job_config.debug)
         self.gc_handler = GarbageCollection(
             job_config.training.gc_freq, job_config.training.gc_debug
@@ -97,7 +95,9 @@ class Trainer:
         build_metrics = self.spec.build_metrics_processor_fn or build_metrics_processor
         self.metrics = build_metrics(job_config, dims, self.model.args)
         self.metrics.num_flops_per_token = self.model.flops_per_token
-        self.validator = self._build_validator()
+        if self.world.device.type == "cpu":
+            self.metrics.peak_tensor_bytes = lambda: _C.core.cpu_memory().peak
+        self.validator = build_validator(self)
         self.step = 0
         self.num_tokens_seen = 0
         self._last_result: tuple[int, _C.train.StepResult] | None = None
@@ -152,39 +152,6 @@ class Trainer:
             save_config(config)
         if config.model.print_after_conversion:
             logger.info("Model after conversion:\n%s", self.model.module)
-
-    def _build_validator(self) -> Any:
-        if not self.job_config.validation.enable or self.world.is_fake:
-            return None
-        if self.spec.build_validator_fn is None:
-            raise ValueError(
-                f"validation.enable: the TrainSpec of {self.job_config.model.name!r} "
-                "has no build_validator_fn"
-            )
-        validator = self.spec.build_validator_fn(
-            job_config=self.job_config,
-            dp_world_size=self.world.parallel_dims.batch,
-            dp_rank=self.world.data_rank,
-            tokenizer=self.tokenizer,
-            parallel_dims=self.world.parallel_dims,
-            loss_fn=None,
-            validation_context=None,
-            maybe_enable_amp=None,
-            metrics_processor=self.metrics,
-        )
-        if isinstance(validator, Validator):
-            validator.bind(
-                evaluate=self.evaluate,
-                reduce=self._sum_over_ranks,
-                dataloader=build_validation_dataloader(
-                    self.world.parallel_dims.batch,
-                    self.world.data_rank,
-                    self.tokenizer,
-                    self.job_config,
-                    infinite=self.job_config.validation.steps != -1,
-                ),
-            )
-        return validator
 
     # --- the loop ------------------------------------------------------------------
 
@@ -370,11 +337,6 @@ class Trainer:
         """Loss sum and valid tokens of one batch; all ranks call it together."""
         evaluation = self.executor.evaluate(self.to_device(inputs, labels))
         return float(evaluation.loss_sum), float(evaluation.num_tokens)
-
-    def _sum_over_ranks(self, values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.world.device)
-        self.world.groups["loss"].all_reduce(tensor).wait()
-        return [float(value) for value in tensor]
 
     def _closing(self, started: float, first_step: int) -> str:
         folder = Path(self.job_config.job.dump_folder)

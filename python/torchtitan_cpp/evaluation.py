@@ -1,0 +1,59 @@
+"""Validation of a run: the TrainSpec's validator, bound to the trainer's own step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchtitan_cpp.data import build_validation_dataloader
+from torchtitan_cpp.validation import Validator
+
+if TYPE_CHECKING:
+    from torchtitan_cpp.trainer import Trainer
+
+
+def build_validator(trainer: Trainer) -> Any:
+    """What ``validation.enable`` runs, or None.
+
+    Raises:
+        ValueError: if validation is asked for but the TrainSpec has none.
+    """
+    config, world = trainer.job_config, trainer.world
+    if not config.validation.enable or world.is_fake:
+        return None
+    if trainer.spec.build_validator_fn is None:
+        raise ValueError(
+            f"validation.enable: the TrainSpec of {config.model.name!r} has no "
+            "build_validator_fn"
+        )
+    validator = trainer.spec.build_validator_fn(
+        job_config=config,
+        dp_world_size=world.parallel_dims.batch,
+        dp_rank=world.data_rank,
+        tokenizer=trainer.tokenizer,
+        parallel_dims=world.parallel_dims,
+        loss_fn=None,
+        validation_context=None,
+        maybe_enable_amp=None,
+        metrics_processor=trainer.metrics,
+    )
+    if isinstance(validator, Validator):
+        validator.bind(
+            evaluate=trainer.evaluate,
+            reduce=lambda values: _sum_over_ranks(trainer, values),
+            dataloader=build_validation_dataloader(
+                world.parallel_dims.batch,
+                world.data_rank,
+                trainer.tokenizer,
+                config,
+                infinite=config.validation.steps != -1,
+            ),
+        )
+    return validator
+
+
+def _sum_over_ranks(trainer: Trainer, values: list[float]) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64, device=trainer.world.device)
+    trainer.world.groups["loss"].all_reduce(tensor).wait()
+    return [float(value) for value in tensor]
