@@ -1,9 +1,12 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <ATen/ops/empty.h>
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include "nn/detached_call.h"
 #include "nn/initialize.h"
+#include "nn/loss_segment.h"
 #include "nn/measure.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
@@ -12,7 +15,58 @@
 
 namespace torchtitan::bindings {
 
+namespace {
+
+// Name, whether it stays gathered, and name and shape of its parameters.
+using GroupParts =
+    std::tuple<std::string, bool,
+               std::vector<std::pair<std::string, std::vector<int64_t>>>>;
+// Name and indices of its groups.
+using SegmentParts = std::pair<std::string, std::vector<int64_t>>;
+
+nn::Model make_model(const std::vector<GroupParts>& groups,
+                     const std::vector<SegmentParts>& segments,
+                     nn::OwnForward forward) {
+  nn::Model model;
+  for (const auto& [name, stays_gathered, parameters] : groups) {
+    nn::ParameterGroupSpec spec{
+        .name = name, .parameters = {}, .stays_gathered = stays_gathered};
+    for (const auto& [parameter, shape] : parameters) {
+      spec.parameters.push_back({parameter, shape, nn::Init::constant(0)});
+    }
+    model.groups.push_back(std::move(spec));
+  }
+  for (const auto& [name, uses] : segments) {
+    std::vector<nn::ParameterRef> references;
+    for (const int64_t group : uses) {
+      const auto size = model.groups.at(static_cast<size_t>(group)).parameters.size();
+      for (size_t slot = 0; slot < size; ++slot) {
+        references.push_back({group, static_cast<int64_t>(slot)});
+      }
+    }
+    model.segments.push_back(
+        std::make_shared<nn::CalledSegment>(name, std::move(references)));
+  }
+  model.own_forward = std::move(forward);
+  return model;
+}
+
+}  // namespace
+
 void bind_nn(py::module_ module) {
+  py::class_<nn::Progress, std::unique_ptr<nn::Progress, py::nodelete>>(
+      module, "Progress",
+      "The step's program around a model with a forward of its own.")
+      .def(
+          "call",
+          [](nn::Progress& progress, int64_t segment, const nn::TensorList& inputs,
+             nn::TensorFunction function) {
+            return nn::detached_call(segment, inputs, std::move(function), progress);
+          },
+          py::arg("segment"), py::arg("inputs"), py::arg("function"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Run `function` on detached inputs as a segment and let the program go on to "
+          "the next one. The results have one node of the caller's graph behind them.");
   py::class_<nn::ParameterSpec>(module, "ParameterSpec",
                                 "Name, shape and initial distribution of a parameter.")
       .def_readonly("name", &nn::ParameterSpec::name)
@@ -33,6 +87,9 @@ void bind_nn(py::module_ module) {
             return names;
           },
           "Names of the segments in order.")
+      .def("with_loss", &nn::with_loss, py::arg("function"),
+           "This model, which ends in logits, with a last segment that calls "
+           "`function(logits, labels)` for the sum of the loss.")
       .def("forward", &nn::forward, py::arg("parameters"), py::arg("values"),
            py::call_guard<py::gil_scoped_release>(),
            "Run all segments as one differentiable function. `parameters` are lists of "
@@ -51,6 +108,8 @@ void bind_nn(py::module_ module) {
       .def_property_readonly("name",
                              [](const nn::ParameterGroup& g) { return g.spec().name; })
       .def_property_readonly("shards", &nn::ParameterGroup::shards)
+      .def_property_readonly("leaves", &nn::ParameterGroup::leaves,
+                             "The whole parameters; memory only while gathered.")
       .def_property_readonly("master", &nn::ParameterGroup::master)
       .def_property_readonly("gradient", &nn::ParameterGroup::gradient)
       .def("shard_views", &nn::ParameterGroup::shard_views, py::arg("flat"),
@@ -58,6 +117,13 @@ void bind_nn(py::module_ module) {
       .def("initialize", &nn::ParameterGroup::initialize, py::arg("seed"),
            py::call_guard<py::gil_scoped_release>(),
            "Fill `master` with the initial numbers of (seed, name, global element).");
+  module.def(
+      "make_model", &make_model, py::arg("groups"), py::arg("segments"),
+      py::arg("forward"),
+      "A model whose own code calls its segments: `forward(batch, progress)` gives "
+      "the sum of the loss and passes each segment by `progress.call`. Groups are "
+      "(name, stays gathered, [(parameter, shape)]), segments (name, [group]); the "
+      "last segment is what comes after the last call.");
   module.def(
       "measure",
       [](const nn::Model& model, const std::map<std::string, at::Tensor>& batch,

@@ -1,8 +1,10 @@
 #include <torch/csrc/utils/pybind.h>
 
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
 #include "optim/adam.h"
+#include "optim/called_optimizer.h"
 
 #include "bindings/module.h"
 
@@ -10,7 +12,17 @@ namespace torchtitan::bindings {
 
 void bind_optim(py::module_ module) {
   using optim::Adam;
-  py::class_<Adam, std::shared_ptr<Adam>>(
+  using optim::CalledOptimizer;
+  using optim::Optimizer;
+  py::class_<Optimizer, std::shared_ptr<Optimizer>>(module, "Optimizer",
+                                                    "What the step's program calls.");
+  py::class_<CalledOptimizer, Optimizer, std::shared_ptr<CalledOptimizer>>(
+      module, "CalledOptimizer", "An optimizer of Python, called once a step.")
+      .def(py::init<std::vector<at::Tensor>, std::function<void()>>(),
+           py::arg("gradients"), py::arg("update"),
+           "`gradients` are clipped in place, then `update` is called; neither happens "
+           "where the gradient is not finite.");
+  py::class_<Adam, Optimizer, std::shared_ptr<Adam>>(
       module, "Adam", "Adam or AdamW over the flat buffers of parameter groups.")
       .def(py::init([](const std::vector<std::pair<at::Tensor, at::Tensor>>& targets,
                        double beta1, double beta2, double eps, double weight_decay,

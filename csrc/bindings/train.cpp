@@ -26,7 +26,7 @@ void bind_train(py::module_ module) {
       .def_readonly("num_tokens", &Evaluation::num_tokens);
   py::class_<Step>(module, "Step", "The hot training step.")
       .def(py::init([](const nn::Model& model, const parallel::Applied& applied,
-                       std::shared_ptr<optim::Adam> optimizer,
+                       std::shared_ptr<optim::Optimizer> optimizer,
                        const collectives::Group& loss_axis, double max_norm) {
              return std::make_unique<Step>(
                  train::StepParts{.model = model,

@@ -111,6 +111,9 @@ class Chain {
 
 plan::StepShape measure(const Model& model, const GroupOptions& options,
                         const Values& batch, plan::StepShape shape) {
+  TORCH_CHECK_VALUE(!model.own_forward,
+                    "measure: a model with a forward of its own has "
+                    "no segments that can be run one by one");
   TORCH_CHECK_VALUE(shape.segments.size() == model.segments.size(),
                     "measure: the shape ", "has ", shape.segments.size(),
                     " segments, the model ", model.segments.size());

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/own_forward.h"
 #include "nn/parameter.h"
 #include "nn/segment.h"
 
@@ -15,6 +16,9 @@ namespace torchtitan::nn {
 struct Model {
   std::vector<ParameterGroupSpec> groups;
   std::vector<std::shared_ptr<Segment>> segments;
+  // Where the model's own code calls the segments, which then only name their parts;
+  // empty where the step runs them one after another.
+  OwnForward own_forward;
 };
 
 // Runs all segments as one differentiable function of parameters and values, as a plain

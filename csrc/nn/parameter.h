@@ -33,6 +33,9 @@ struct ParameterSpec {
 struct ParameterGroupSpec {
   std::string name;
   std::vector<ParameterSpec> parameters;
+  // Gathered once a microbatch and kept, whatever the layout would do: code that runs
+  // between segments reads them.
+  bool stays_gathered = false;
 };
 
 }  // namespace torchtitan::nn

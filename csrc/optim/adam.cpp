@@ -25,4 +25,8 @@ void Adam::step(size_t index, const ops::AdamScalars& scalars) {
          config_.update, scalars);
 }
 
+void Adam::step_all(const ops::AdamScalars& scalars) {
+  for (size_t index = 0; index < targets_.size(); ++index) step(index, scalars);
+}
+
 }  // namespace torchtitan::optim

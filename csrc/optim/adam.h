@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/adamw.h"
+#include "optim/optimizer.h"
 
 namespace torchtitan::optim {
 
@@ -27,13 +28,14 @@ struct Target {
   at::Tensor gradient;
 };
 
-class Adam {
+class Adam final : public Optimizer {
  public:
   Adam(std::vector<Target> targets, const AdamConfig& config);
 
   size_t size() const { return targets_.size(); }
   // Updates target `index`. Scalars are 0-dim float64 tensors.
-  void step(size_t index, const ops::AdamScalars& scalars);
+  void step(size_t index, const ops::AdamScalars& scalars) override;
+  void step_all(const ops::AdamScalars& scalars) override;
 
   // [N] of target `index`, in state_dtype; zero before the first step.
   const at::Tensor& exp_avg(size_t index) const { return states_.at(index).exp_avg; }

@@ -66,8 +66,9 @@ Applied apply(const nn::Model& model, const ApplyOptions& options) {
   applied.shape.num_microbatches = options.num_microbatches;
   for (const auto& spec : model.groups) {
     applied.groups.push_back(make_group(spec, options));
-    applied.shape.groups.push_back(
-        group_shape(*applied.groups.back(), options.reshard_after_forward));
+    applied.shape.groups.push_back(group_shape(
+        *applied.groups.back(),
+        spec.stays_gathered ? plan::Reshard::kNever : options.reshard_after_forward));
   }
   for (size_t s = 0; s < model.segments.size(); ++s) {
     applied.shape.segments.push_back(

@@ -47,31 +47,36 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
   keep_for_backward_ = std::any_of(
       program.begin(), program.end(),
       [](const plan::Action& action) { return action.kind == ActionKind::kBackward; });
-  for (const auto& action : program) execute(action, other);
+  program_ = &program;
+  other_ = &other;
+  // A model with a forward of its own moves on from within an action.
+  for (next_ = 0; next_ < program.size();) execute(program[next_++]);
 }
 
-void Executor::execute(const plan::Action& action, const OtherActions& other) {
+void Executor::execute(const plan::Action& action) {
   const auto group = [&] { return groups_.at(static_cast<size_t>(action.group)); };
   switch (action.kind) {
-    case ActionKind::kForward: return forward(action);
+    case ActionKind::kForward:
+      return model_.own_forward ? own_forward(action) : forward(action);
     case ActionKind::kRecompute: return recompute(action);
-    case ActionKind::kBackward: return backward(action);
+    case ActionKind::kBackward:
+      return model_.own_forward ? own_backward(action) : backward(action);
     case ActionKind::kUnshard: return group()->start_unshard();
     case ActionKind::kReshard: return group()->reshard();
     case ActionKind::kReduceGradient: return group()->start_reduce();
     case ActionKind::kAllReduceGradient: return group()->start_replica_reduce();
-    case ActionKind::kWait: return wait(action, other);
-    default: return other(action);
+    case ActionKind::kWait: return wait(action);
+    default: return (*other_)(action);
   }
 }
 
-void Executor::wait(const plan::Action& action, const OtherActions& other) {
+void Executor::wait(const plan::Action& action) {
   const auto group = [&] { return groups_.at(static_cast<size_t>(action.group)); };
   switch (action.waits_for) {
     case ActionKind::kUnshard: return group()->wait_unshard();
     case ActionKind::kReduceGradient: return group()->wait_reduce();
     case ActionKind::kAllReduceGradient: return group()->wait_replica_reduce();
-    default: return other(action);
+    default: return (*other_)(action);
   }
 }
 
@@ -81,6 +86,16 @@ void Executor::check_gathered(const nn::Segment& segment) const {
     TORCH_CHECK(group.gathered(), "segment ", segment.name(), " runs while group ",
                 group.spec().name, " is not gathered");
   }
+}
+
+void Executor::prepare_gradients(const nn::Segment& segment) {
+  for (const auto& reference : segment.parameters()) {
+    groups_[static_cast<size_t>(reference.group)]->prepare_gradients();
+  }
+}
+
+void Executor::add_loss(const at::Tensor& loss) {
+  loss_sum_ = loss_sum_.defined() ? at::add(loss_sum_, loss) : loss;
 }
 
 void Executor::forward(const plan::Action& action) {
@@ -104,7 +119,7 @@ void Executor::forward(const plan::Action& action) {
   for (size_t i = 0; i < outputs.size(); ++i) {
     const auto& name = segment.outputs()[i];
     if (name == kLoss) {
-      loss_sum_ = loss_sum_.defined() ? at::add(loss_sum_, outputs[i]) : outputs[i];
+      add_loss(outputs[i]);
     } else {
       live.values[name] = std::move(outputs[i]);
     }
@@ -126,9 +141,7 @@ void Executor::backward(const plan::Action& action) {
   check_gathered(segment);
   TORCH_CHECK(live.saved[s], "segment ", segment.name(),
               ": backward without a forward");
-  for (const auto& reference : segment.parameters()) {
-    groups_[static_cast<size_t>(reference.group)]->prepare_gradients();
-  }
+  prepare_gradients(segment);
   nn::TensorList output_gradients;
   for (const auto& name : segment.outputs()) {
     if (name == kLoss) {

@@ -18,7 +18,7 @@ namespace torchtitan::train {
 // One microbatch: named tensors such as "input" and "labels".
 using Batch = std::map<std::string, at::Tensor>;
 
-class Executor {
+class Executor final : private nn::Progress {
  public:
   using OtherActions = std::function<void(const plan::Action&)>;
 
@@ -48,20 +48,36 @@ class Executor {
     Batch gradients;
     std::vector<std::unique_ptr<nn::Segment::Saved>> saved;
     std::vector<nn::TensorList> inputs;
+    at::Tensor own_loss;  // of a model with a forward of its own, with its graph
   };
 
-  void execute(const plan::Action& action, const OtherActions& other);
-  void wait(const plan::Action& action, const OtherActions& other);
+  void execute(const plan::Action& action);
+  void wait(const plan::Action& action);
   void forward(const plan::Action& action);
   void recompute(const plan::Action& action);
   void backward(const plan::Action& action);
   void check_gathered(const nn::Segment& segment) const;
+  void prepare_gradients(const nn::Segment& segment);
+  void add_loss(const at::Tensor& loss);
+
+  // A model's own forward and backward: one call, from which the program goes on.
+  void own_forward(const plan::Action& action);
+  void own_backward(const plan::Action& action);
+  void reach_forward(int64_t segment) override;
+  void reach_backward(int64_t segment, const std::function<void()>& recompute) override;
+  bool recomputes(int64_t segment) const override;
+  // The next compute action, with all before it done.
+  const plan::Action& next_compute(plan::ActionKind expected, int64_t segment);
 
   nn::Model model_;
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups_;
   std::vector<bool> recompute_;
   std::vector<nn::TensorList> parameters_;  // leaves of each segment
   std::vector<Live> live_;
+  const plan::Program* program_ = nullptr;  // under way
+  const OtherActions* other_ = nullptr;
+  size_t next_ = 0;         // action of the program
+  plan::Action reached_{};  // by a model's own code
   bool keep_for_backward_ = false;
   at::Tensor loss_sum_;
   at::Tensor loss_gradient_;

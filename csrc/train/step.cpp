@@ -119,11 +119,7 @@ void Step::clip_gradient() {
 }
 
 void Step::optimizer_step(const plan::Action& action) {
-  if (action.group < 0) {
-    for (size_t i = 0; i < parts_.groups.size(); ++i)
-      parts_.optimizer->step(i, scalars_);
-    return;
-  }
+  if (action.group < 0) return parts_.optimizer->step_all(scalars_);
   // A group that steps at its last reduction: clipping is impossible, the check its
   // own.
   const auto index = static_cast<size_t>(action.group);

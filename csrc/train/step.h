@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "collectives/group.h"
-#include "optim/adam.h"
+#include "optim/optimizer.h"
 #include "train/executor.h"
 
 namespace torchtitan::train {
@@ -18,12 +18,12 @@ namespace torchtitan::train {
 struct StepParts {
   nn::Model model;
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
-  std::vector<bool> recompute;             // by segment
-  plan::Program training_program;          // a whole step
-  plan::Program evaluation_program;        // one microbatch, forward only
-  std::shared_ptr<optim::Adam> optimizer;  // target i is group i
-  collectives::Group loss_axis;            // ranks that hold different tokens
-  double max_norm;                         // of the gradient of the global batch
+  std::vector<bool> recompute;                  // by segment
+  plan::Program training_program;               // a whole step
+  plan::Program evaluation_program;             // one microbatch, forward only
+  std::shared_ptr<optim::Optimizer> optimizer;  // its index i is group i
+  collectives::Group loss_axis;                 // ranks that hold different tokens
+  double max_norm;                              // of the gradient of the global batch
 };
 
 // All 0-dim. Not read by the step itself, so reading one is what waits for the device.

@@ -380,6 +380,8 @@ class nn:
         @property
         def segments(self) -> list[str]:
             """Names of the segments in order."""
+        def with_loss(self, function: collections.abc.Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> nn.Model:
+            """This model, which ends in logits, with a last segment that calls `function(logits, labels)` for the sum of the loss."""
         def forward(self, parameters: collections.abc.Sequence[collections.abc.Sequence[torch.Tensor]], values: collections.abc.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             """Run all segments as one differentiable function. `parameters` are lists of tensors by group; returns `values` and every segment's outputs by name."""
 
@@ -389,6 +391,9 @@ class nn:
         def name(self) -> str: ...
         @property
         def shards(self) -> list[nn.ParameterShard]: ...
+        @property
+        def leaves(self) -> list[torch.Tensor]:
+            """The whole parameters; memory only while gathered."""
         @property
         def master(self) -> torch.Tensor: ...
         @property
@@ -426,19 +431,35 @@ class nn:
         def name(self) -> str: ...
         @property
         def shape(self) -> list[int]: ...
+
+    class Progress:
+        """The step's program around a model with a forward of its own."""
+        def call(self, segment: int, inputs: collections.abc.Sequence[torch.Tensor], function: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], list[torch.Tensor]]) -> list[torch.Tensor]:
+            """Run `function` on detached inputs as a segment and let the program go on to the next one. The results have one node of the caller's graph behind them."""
     @staticmethod
     def initial_value(parameter: nn.ParameterSpec, seed: int) -> torch.Tensor:
         """The whole parameter's initial numbers, float32 on the CPU."""
+    @staticmethod
+    def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], nn.Progress], torch.Tensor]) -> nn.Model:
+        """A model whose own code calls its segments: `forward(batch, progress)` gives the sum of the loss and passes each segment by `progress.call`. Groups are (name, stays gathered, [(parameter, shape)]), segments (name, [group]); the last segment is what comes after the last call."""
 
 class optim:
 
-    class Adam:
+    class Adam(optim.Optimizer):
         """Adam or AdamW over the flat buffers of parameter groups."""
         def __init__(self, targets: collections.abc.Sequence[tuple[torch.Tensor, torch.Tensor]], *, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, fused: bool, state_dtype: torch.dtype) -> None:
             """`targets` are (parameter, gradient) pairs of flat tensors."""
         def __len__(self) -> int: ...
         def exp_avg(self, index: int) -> torch.Tensor: ...
         def exp_avg_sq(self, index: int) -> torch.Tensor: ...
+
+    class CalledOptimizer(optim.Optimizer):
+        """An optimizer of Python, called once a step."""
+        def __init__(self, gradients: collections.abc.Sequence[torch.Tensor], update: collections.abc.Callable[[], None]) -> None:
+            """`gradients` are clipped in place, then `update` is called; neither happens where the gradient is not finite."""
+
+    class Optimizer:
+        """What the step's program calls."""
 
 class parallel:
 
@@ -789,7 +810,7 @@ class train:
 
     class Step:
         """The hot training step."""
-        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Adam, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
+        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
         def run(self, microbatches: collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]], *, learning_rate: float, step: int) -> train.StepResult:
             """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
         def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,16 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
-from torchtitan_cpp.loss import build_cross_entropy_loss
+from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
-from torchtitan_cpp.optim import OptimizersContainer
+from torchtitan_cpp.nn.initial_values import (
+    copy_buffers,
+    default_dtype,
+    make_whole,
+    named_values,
+)
+from torchtitan_cpp.nn.python_model import PythonModel, load_whole
+from torchtitan_cpp.optim import OptimizersContainer, OwnOptimizers
 from torchtitan_cpp.train_spec import TrainSpec
 from torchtitan_cpp.world import World
 
@@ -29,6 +38,8 @@ class Model:
     flops_per_token: int
     core: _C.nn.Model
     applied: _C.parallel.Applied
+    initialize: Callable[[int], None]
+    """Fills this rank's rows with the initial values of a seed."""
 
 
 def build_model(
@@ -42,29 +53,25 @@ def build_model(
     training = job_config.training
     args = spec.model_args[job_config.model.flavor]
     args.update_from_config(job_config)
-    with torch.device("meta"):
+    master_dtype: torch.dtype = getattr(torch, training.dtype)
+    with torch.device("meta"), default_dtype(master_dtype):
         module = spec.model_cls(args)
     num_params, flops = args.get_nparams_and_flops(module, training.seq_len)
     dtype = getattr(torch, compute_dtype(training))
-    if not isinstance(module, CppModule):
-        raise ValueError(
-            f"model.name: {job_config.model.name!r} is not a C++ model; Python modules "
-            "are not supported yet"
-        )
-    if spec.build_loss_fn is not build_cross_entropy_loss:
-        raise ValueError("TrainSpec.build_loss_fn: own losses are not supported yet")
-    core = module.build_core(
-        head="loss",
-        device=world.device,
-        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
-    )
+    loss_fn = _build_loss(spec, job_config, world)
+    python: PythonModel | None = None
+    if isinstance(module, CppModule):
+        core = _build_cpp_core(module, loss_fn, world.device, dtype)
+    else:
+        python = PythonModel(module, loss_fn)
+        core = python.build_core()
     ac = job_config.activation_checkpoint
     selective = ac.mode == "selective"
     applied = _C.parallel.apply(
         core,
         shards=world.groups["fsdp"],
         replicas=world.groups["dp_replicate"],
-        master_dtype=getattr(torch, training.dtype),
+        master_dtype=master_dtype,
         compute_dtype=dtype,
         reduce_dtype=getattr(torch, reduce_dtype(training)),
         device=world.device,
@@ -75,7 +82,25 @@ def build_model(
         num_microbatches=accumulation,
         early_optimizer_step=job_config.optimizer.early_step_in_backward,
     )
-    adopt(module, applied.groups)
+    if python is None:
+        adopt(module, applied.groups)
+    else:
+        python.bind(
+            applied.groups,
+            applied.recompute,
+            device=world.device,
+            preserve_random_state=ac.preserve_rng_state,
+        )
+
+    def initialize(seed: int) -> None:
+        if python is None:
+            for group in applied.groups:
+                group.initialize(seed)
+        elif not world.is_fake:
+            _initialize_python(
+                module, applied, lambda: spec.model_cls(args), seed, master_dtype, world
+            )
+
     return Model(
         module=module,
         args=args,
@@ -83,23 +108,79 @@ def build_model(
         flops_per_token=flops,
         core=core,
         applied=applied,
+        initialize=initialize,
     )
 
 
-def initialize(model: Model, seed: int) -> None:
-    """Fill this rank's rows with the initial values of the seed."""
-    for group in model.applied.groups:
-        group.initialize(seed)
+def _build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFunction:
+    """Builders written for torchtitan may take more than the configuration."""
+    extra = {"parallel_dims": world.parallel_dims, "ft_manager": None}
+    accepted = inspect.signature(spec.build_loss_fn).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    loss_fn: LossFunction = spec.build_loss_fn(
+        job_config, **{k: v for k, v in extra.items() if takes_any or k in accepted}
+    )
+    return loss_fn
+
+
+def _build_cpp_core(
+    module: CppModule, loss_fn: LossFunction, device: torch.device, dtype: torch.dtype
+) -> _C.nn.Model:
+    """The package's own loss is fused into the head; another one follows the logits."""
+    is_fused = loss_fn is cross_entropy_loss
+    core = module.build_core(
+        head="loss" if is_fused else "logits",
+        device=device,
+        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+    )
+    return core if is_fused else core.with_loss(loss_fn)
+
+
+def _initialize_python(
+    module: nn.Module,
+    applied: _C.parallel.Applied,
+    make: Callable[[], nn.Module],
+    seed: int,
+    dtype: torch.dtype,
+    world: World,
+) -> None:
+    """Parameters are drawn in float32 whatever they are stored in; buffers are not."""
+    whole = make_whole(make, seed=seed, dtype=torch.float32)
+    load_whole(applied.groups, named_values(whole))
+    if dtype != torch.float32:
+        whole = make_whole(make, seed=seed, dtype=dtype)
+    copy_buffers(module, whole, world.device)
+    # Ranks that read different rows draw different numbers, for dropout.
+    torch.manual_seed(seed + 1 + world.data_rank)
 
 
 def build_step(
-    model: Model, optimizers: OptimizersContainer, job_config: JobConfig, world: World
+    model: Model,
+    optimizers: OptimizersContainer | OwnOptimizers,
+    job_config: JobConfig,
+    world: World,
 ) -> _C.train.Step:
-    """The C++ step that runs the model's program."""
+    """The C++ step that runs the model's program.
+
+    Raises:
+        ValueError: for an optimizer of one's own that is to step during backward.
+    """
+    if isinstance(optimizers, OwnOptimizers):
+        if job_config.optimizer.early_step_in_backward:
+            raise ValueError(
+                "optimizer.early_step_in_backward: not supported with an optimizer of "
+                "one's own (TrainSpec.build_optimizers_fn); set false"
+            )
+        groups = model.applied.groups
+        optimizer: _C.optim.Optimizer = _C.optim.CalledOptimizer(
+            [group.gradient for group in groups], optimizers.update
+        )
+    else:
+        optimizer = optimizers.optimizers[0].core
     return _C.train.Step(
         model.core,
         model.applied,
-        optimizers.optimizers[0].core,
+        optimizer,
         loss_axis=world.groups["loss"],
         max_norm=job_config.training.max_norm,
     )

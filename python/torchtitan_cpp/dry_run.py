@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchtitan_cpp.logging import logger
+from torchtitan_cpp.optim import CoreOptimizer
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
@@ -45,6 +46,7 @@ def report(trainer: Trainer) -> str:
         "optimizer state": [
             moment
             for optimizer in trainer.optimizers
+            if isinstance(optimizer, CoreOptimizer)
             for index in range(len(optimizer.core))
             for moment in (
                 optimizer.core.exp_avg(index),

@@ -31,9 +31,9 @@ class TrainSpec:
     model_args: Mapping[str, BaseModelArgs]
     """Arguments by flavor (``--model.flavor``)."""
     parallelize_fn: Callable[..., nn.Module] | None
-    """None or ours: parallelism is applied by the trainer, never by the model."""
+    """None: parallelism is applied by the trainer, never by the model."""
     pipelining_fn: Callable[..., Any] | None
-    """None or ours."""
+    """None."""
     build_optimizers_fn: Callable[..., Any]
     """``(model_parts, optimizer_config, parallel_dims, ft_manager) -> optimizers``."""
     build_lr_schedulers_fn: Callable[..., Any]
@@ -59,11 +59,32 @@ def register_train_spec(name: str, train_spec: TrainSpec) -> None:
     """Make ``--model.name name`` train ``train_spec``.
 
     Raises:
-        ValueError: if the name is already registered.
+        ValueError: if the name is already registered, or if the spec brings its own
+            parallelism.
     """
+    _check_parallelism(name, train_spec)
     if name in _registered:
         raise ValueError(f"a TrainSpec named {name!r} is already registered")
     _registered[name] = train_spec
+
+
+def _check_parallelism(name: str, train_spec: TrainSpec) -> None:
+    for field, replacement in (
+        (
+            "parallelize_fn",
+            "the trainer shards every model by --parallelism.data_parallel_shard_degree "
+            "and copies it by --parallelism.data_parallel_replicate_degree",
+        ),
+        ("pipelining_fn", "the trainer will cut a model into stages itself"),
+    ):
+        given = getattr(train_spec, field)
+        if given is not None:
+            called = getattr(given, "__qualname__", type(given).__name__)
+            raise ValueError(
+                f"TrainSpec {name!r}: {field}: expected None, found {called}; a function "
+                "that applies fully_shard or DTensor is not supported. Set it to None: "
+                f"{replacement}"
+            )
 
 
 def get_train_spec(name: str) -> TrainSpec:

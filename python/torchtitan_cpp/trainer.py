@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +32,7 @@ from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
     maybe_enable_profiling,
 )
+from torchtitan_cpp.optim import as_container
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import GroupRanks, collect, restore
@@ -79,13 +80,16 @@ class Trainer:
         self.model = build.build_model(
             self.spec, job_config, self.world, accumulation=self.accumulation
         )
-        build.initialize(self.model, self.seed)
+        self.model.initialize(self.seed)
         self.model_parts = [self.model.module]
-        self.optimizers = self.spec.build_optimizers_fn(
+        optimizers = self.spec.build_optimizers_fn(
             self.model_parts, job_config.optimizer, dims, None
         )
+        self.optimizers = as_container(optimizers, self.model.module)
         self.lr_schedulers = self.spec.build_lr_schedulers_fn(
-            self.optimizers, job_config.lr_scheduler, training.steps
+            optimizers if isinstance(optimizers, Iterable) else self.optimizers,
+            job_config.lr_scheduler,
+            training.steps,
         )
         self.executor = build.build_step(
             self.model, self.optimizers, job_config, self.world
@@ -113,7 +117,9 @@ class Trainer:
         if self.spec.build_tokenizer_fn is None or self.world.is_fake:
             return None
         tokenizer = self.spec.build_tokenizer_fn(self.job_config)
-        check_vocabulary(tokenizer, self.model.args.vocab_size)
+        vocab_size = getattr(self.model.args, "vocab_size", None)
+        if vocab_size is not None:
+            check_vocabulary(tokenizer, vocab_size)
         return tokenizer
 
     def _build_dataloader(self) -> Any:
@@ -297,7 +303,7 @@ class Trainer:
         """One optimizer step, logged where it is due."""
         # The host learns of a bad step here, after the next one's data is there.
         self.check_finite()
-        learning_rate = self.optimizers.optimizers[0].learning_rate
+        learning_rate = self.optimizers.learning_rate
         result = self.executor.run(
             microbatches, learning_rate=learning_rate, step=self.step
         )

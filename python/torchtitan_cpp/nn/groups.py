@@ -21,12 +21,17 @@ def adopt(module: nn.Module, groups: Sequence[_C.nn.ParameterGroup]) -> None:
     same: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[str, int] = {}
     for prefix, owner in module.named_modules():
-        for leaf, parameter in owner.named_parameters(recurse=False):
+        for leaf, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
             same.setdefault(id(parameter), []).append((owner, leaf))
             names[f"{prefix}.{leaf}" if prefix else leaf] = id(parameter)
     for group in groups:
         for shard in group.shards:
             adopted = nn.Parameter(shard.value)
+            owner, leaf = same[names[shard.name]][0]
+            # What was set on the parameter, such as marks for an optimizer.
+            adopted.__dict__.update(owner._parameters[leaf].__dict__)
             adopted.grad = (
                 shard.gradient if (shard.gradient.dtype == shard.value.dtype) else None
             )

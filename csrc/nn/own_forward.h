@@ -1,0 +1,58 @@
+// A model whose own code runs its forward in one call, such as a Python module: the
+// code calls the segments, and between two of them lets the step's program go on, which
+// gathers, frees and reduces. What lies between the calls of segments belongs to the
+// segment that follows; the last segment is the code after the last call, with the
+// loss.
+//
+// There is one autograd graph of that code, in which each called segment is one node
+// with a graph of its own behind it (nn/detached_call.h). So its backward visits the
+// segments last to first, values may skip segments, and nothing is traversed twice.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "nn/segment.h"
+
+namespace torchtitan::nn {
+
+// The program that runs around such a model, as the model sees it.
+class Progress {
+ public:
+  virtual ~Progress() = default;
+
+  // Runs the program up to and including Forward of `segment`; those of segments
+  // between were not called and do nothing. No effect where it already stands there.
+  // Throws ValueError for a segment that lies behind.
+  virtual void reach_forward(int64_t segment) = 0;
+
+  // The same for Backward. `recompute` is called at the segment's Recompute, if any.
+  virtual void reach_backward(int64_t segment,
+                              const std::function<void()>& recompute) = 0;
+
+  // Whether the segment keeps only its inputs and runs again before its backward.
+  virtual bool recomputes(int64_t segment) const = 0;
+};
+
+// Sum of the loss over one microbatch, one number, with its graph where grad mode is
+// on. Called at Forward of segment 0.
+using OwnForward = std::function<at::Tensor(
+    const std::map<std::string, at::Tensor>& batch, Progress*)>;
+
+// A segment of such a model: a name and the parameters that it uses.
+class CalledSegment final : public Segment {
+ public:
+  CalledSegment(std::string name, std::vector<ParameterRef> parameters);
+
+  // Both throw: the model's own code runs it.
+  TensorList forward(const TensorList& inputs, const TensorList& parameters,
+                     std::unique_ptr<Saved>* saved) override;
+  TensorList backward(std::unique_ptr<Saved> saved, const TensorList& output_gradients,
+                      const TensorList& parameters) override;
+};
+
+}  // namespace torchtitan::nn

@@ -1,0 +1,210 @@
+"""A plain ``nn.Module`` as a model of the training step.
+
+The module's own ``forward`` runs. Each child of its ``layers`` (a list or dict of
+modules) is a segment with a parameter group of its own; all other parameters are one
+group that stays gathered while the module runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.loss import LossFunction
+from torchtitan_cpp.nn.groups import adopt
+from torchtitan_cpp.nn.installed import Absent, Installed, Slot
+from torchtitan_cpp.nn.layer_call import Layer, Run
+
+_ROOT = "root"
+
+
+@dataclass(kw_only=True)
+class _Parameter:
+    """A parameter under its first name, and every table that holds it."""
+
+    name: str
+    shape: list[int]
+    tables: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    users: set[str] = field(default_factory=set)
+    """The layers that hold it, or the root."""
+
+    @property
+    def group(self) -> str:
+        """One that several parts share must be there for all of them."""
+        return next(iter(self.users)) if len(self.users) == 1 else _ROOT
+
+
+class PythonModel:
+    """Runs a module as the step's program asks.
+
+    Args:
+        module: maps ``input`` (and the batch's further tensors, by keyword) to a
+            prediction. Shapes and names are all that is read of its parameters.
+        loss_fn: ``(prediction, labels)`` to the loss summed over valid tokens.
+    Raises:
+        ValueError: for a parameter that cannot be trained here.
+    """
+
+    def __init__(self, module: nn.Module, loss_fn: LossFunction) -> None:
+        self.module = module
+        self._loss_fn = loss_fn
+        self._dtype = torch.float32
+        self._outer: Sequence[Slot] = ()
+        layers = _layers_of(module)
+        self._layers = [
+            Layer(name, index, child)
+            for index, (name, child) in enumerate(layers.items())
+        ]
+        self._parameters = _find_parameters(module, layers)
+
+    def build_core(self) -> _C.nn.Model:
+        """The C++ model whose forward this is."""
+        parts = [_ROOT, *(layer.name for layer in self._layers)]
+        members = {part: [p for p in self._parameters if p.group == part] for part in parts}
+        names = [part for part in parts if members[part]]
+        groups = [
+            (name, name == _ROOT, [(p.name, p.shape) for p in members[name]])
+            for name in names
+        ]
+        segments = [
+            (part, [names.index(name) for name in (_ROOT, part) if name in names])
+            for part in parts[1:]
+        ]
+        segments.append(("loss", [names.index(_ROOT)] if _ROOT in names else []))
+        return _C.nn.make_model(groups, segments, self._forward)
+
+    def bind(
+        self,
+        groups: Sequence[_C.nn.ParameterGroup],
+        recompute: Sequence[bool],
+        *,
+        device: torch.device,
+        preserve_random_state: bool = True,
+    ) -> None:
+        """Tie the module to the memory of its parameters.
+
+        Args:
+            groups: of the laid out core.
+            recompute: by segment, whether it runs again before its backward.
+            device: where the module runs; its buffers are moved there.
+            preserve_random_state: a layer that runs again draws the same numbers.
+        """
+        leaves = {
+            shard.name: leaf
+            for group in groups
+            for shard, leaf in zip(group.shards, group.leaves, strict=True)
+        }
+        if leaves:
+            self._dtype = next(iter(leaves.values())).dtype
+        adopt(self.module, groups)
+        outer = []
+        for parameter in self._parameters:
+            tensor = leaves[parameter.name]
+            if parameter.group != _ROOT:
+                tensor = Absent.standing_for(parameter.name, tensor)
+            outer += [Slot(table, key, tensor) for table, key in parameter.tables]
+        self._outer = outer
+        for layer, recomputes in zip(self._layers, recompute, strict=False):
+            mine = [p for p in self._parameters if layer.name in p.users]
+            layer.slots = [
+                Slot(table, key, leaves[parameter.name])
+                for parameter in mine
+                for table, key in parameter.tables
+            ]
+            layer.storages = frozenset(
+                leaves[p.name].untyped_storage()._cdata for p in mine if p.group != _ROOT
+            )
+            layer.recompute = recomputes
+            layer.device = device
+            layer.preserve_random_state = preserve_random_state
+
+    def _forward(
+        self, batch: Mapping[str, torch.Tensor], progress: _C.nn.Progress
+    ) -> torch.Tensor:
+        """Sum of the loss over one microbatch."""
+        inputs = dict(batch)
+        labels = inputs.pop("labels")
+        is_training = torch.is_grad_enabled()
+        if self.module.training != is_training:
+            self.module.train(is_training)
+        run = Run(progress, self._dtype)
+        with Installed(self._outer):
+            for layer in self._layers:
+                layer.run = run
+            try:
+                prediction = self.module(
+                    run.cast(inputs.pop("input")),
+                    **{name: run.cast(tensor) for name, tensor in inputs.items()},
+                )
+            finally:
+                for layer in self._layers:
+                    layer.run = None
+            loss = self._loss_fn(prediction, labels)
+        if not isinstance(loss, torch.Tensor):
+            raise ValueError(
+                "TrainSpec.build_loss_fn: its function must return the sum of the loss "
+                f"as a tensor, but returned {type(loss).__name__}"
+            )
+        return loss
+
+
+def load_whole(
+    groups: Sequence[_C.nn.ParameterGroup], values: Mapping[str, torch.Tensor]
+) -> None:
+    """Copy this rank's rows of whole parameters, by name."""
+    with torch.no_grad():
+        for group in groups:
+            for shard in group.shards:
+                rows = shard.value.shape[0]
+                whole = values[shard.name]
+                shard.value.copy_(whole.narrow(0, shard.first_row, rows))
+
+
+def _layers_of(module: nn.Module) -> dict[str, nn.Module]:
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        return {}
+    return {f"layers.{key}": child for key, child in layers.named_children()}
+
+
+def _find_parameters(
+    module: nn.Module, layers: Mapping[str, nn.Module]
+) -> list[_Parameter]:
+    found: dict[int, _Parameter] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        layer = ".".join(prefix.split(".")[:2])
+        user = layer if layer in layers else _ROOT
+        for key, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
+            _check(name, parameter)
+            entry = found.setdefault(
+                id(parameter), _Parameter(name=name, shape=list(parameter.shape))
+            )
+            entry.users.add(user)
+            if all(table is not owner._parameters or key != k for table, k in entry.tables):
+                entry.tables.append((owner._parameters, key))
+    return list(found.values())
+
+
+def _check(name: str, parameter: torch.Tensor) -> None:
+    if not parameter.requires_grad:
+        raise ValueError(
+            f"parameter {name}: not supported yet: requires_grad=False; make it a buffer "
+            "(register_buffer) if it is never trained"
+        )
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"parameter {name}: expected a real floating-point dtype, found "
+            f"{parameter.dtype}"
+        )
+    if parameter.dim() == 0:
+        raise ValueError(
+            f"parameter {name}: expected at least one dim, found none; give it shape [1]"
+        )
