@@ -115,7 +115,9 @@ void bind_shapes(py::module_& module) {
       .def_readonly("segments", &StepShape::segments)
       .def_readonly("groups", &StepShape::groups)
       .def_readonly("num_microbatches", &StepShape::num_microbatches)
-      .def_readonly("constant_bytes", &StepShape::constant_bytes);
+      .def_readonly("constant_bytes", &StepShape::constant_bytes)
+      .def("with_optimizer_bytes", &with_optimizer_bytes, py::arg("optimizer_bytes"),
+           "The shape with this many bytes of optimizer states per element.");
 }
 
 void bind_programs(py::module_& module) {

@@ -49,4 +49,9 @@ void check(const StepShape& shape) {
   }
 }
 
+StepShape with_optimizer_bytes(StepShape shape, int64_t optimizer_bytes) {
+  for (GroupShape& group : shape.groups) group.optimizer_bytes = optimizer_bytes;
+  return shape;
+}
+
 }  // namespace torchtitan::plan

@@ -62,4 +62,7 @@ struct StepShape {
 // negative sizes.
 void check(const StepShape& shape);
 
+// The shape with this many bytes of optimizer states per element in every group.
+StepShape with_optimizer_bytes(StepShape shape, int64_t optimizer_bytes);
+
 }  // namespace torchtitan::plan

@@ -34,12 +34,12 @@ def main(
     """
     try:
         loaded = read_config(argv)
-        _import_custom_code(loaded)
+        import_custom_code(loaded)
         check_run(
             loaded,
             world_size=find_world_size(loaded.config),
             device=find_device_type(),
-            known=_known_names(loaded),
+            known=known_names(loaded),
         )
     except (ConfigError, ValueError) as error:
         _print_once(str(error))
@@ -57,14 +57,15 @@ def main(
     return 0
 
 
-def _import_custom_code(loaded: Loaded) -> None:
+def import_custom_code(loaded: Loaded) -> None:
     """Import what registers models and datasets, so that their names are known."""
     module = loaded.config.experimental.custom_import
     if module:
         import_module(module)
 
 
-def _known_names(loaded: Loaded) -> dict[str, list[str]]:
+def known_names(loaded: Loaded) -> dict[str, list[str]]:
+    """Names of models, flavors and datasets by the field that may have them."""
     known = {
         "model.name": sorted({*FAMILIES, *registered_names()}),
         "training.dataset": sorted(DATASETS),

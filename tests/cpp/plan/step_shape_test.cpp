@@ -41,5 +41,11 @@ TEST(StepShape, RefusesWhatNoStepCanHave) {
             "step shape: constant_bytes is negative");
 }
 
+TEST(StepShape, TakesTheBytesOfAnotherOptimizer) {
+  const StepShape shape = with_optimizer_bytes(chain(2, 2, 1, 1), 3);
+  EXPECT_EQ(shape.groups[0].optimizer_bytes, 3);
+  EXPECT_EQ(shape.groups[1].optimizer_bytes, 3);
+}
+
 }  // namespace
 }  // namespace torchtitan::plan
