@@ -17,6 +17,7 @@ from toy_models import (
     reference,
     run,
     squared_error,
+    tokens_and_labels,
 )
 
 from torchtitan_cpp import _C
@@ -131,6 +132,17 @@ def test_dropout_draws_the_same_numbers_when_a_layer_runs_again(recompute: str) 
 
     outcome = run(build, Layout(recompute=recompute))
     assert_close(outcome.gradients, expected.gradients, 1e-10)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(shards=2)], ids=str)
+def test_an_evaluation_runs_in_eval_mode_and_sees_all_ranks_rows(
+    layout: Layout,
+) -> None:
+    expected = reference(make())
+    outcome = run(lambda: make(dropout=0.5), layout)
+    num_valid = int((tokens_and_labels()["labels"] != -100).sum())
+    total = sum(outcome.evaluated)
+    assert total == pytest.approx(expected.loss * num_valid, rel=1e-10)
 
 
 def test_a_loss_of_ones_own() -> None:

@@ -111,6 +111,8 @@ class Outcome:
     loss: float
     gradients: Values
     weights: Values
+    evaluated: list[float] = field(default_factory=list)
+    """Loss sums of the ranks' rows without gradients, after the last step."""
 
 
 MakeOptimizer = Callable[[nn.Module, _C.parallel.Applied], _C.optim.Optimizer]
@@ -188,6 +190,11 @@ def run(
                 step=number + 1,
             )
         collect(applied, outcome)
+        rows = ROWS // layout.num_ranks
+        evaluation = step.evaluate(
+            {n: v.narrow(0, rank * rows, rows) for n, v in tokens_and_labels().items()}
+        )
+        outcome.evaluated.append(float(evaluation.loss_sum))
         outcome.loss = float(result.loss)
 
     parallel.run_local(world, body)
