@@ -175,12 +175,31 @@ class config:
         Raises ValueError "source:line:column: reason" at the first error of syntax; a key given twice is one."""
 
 class core:
+
+    class MemoryCounter:
+        """Tensor bytes, counted where they are allocated."""
+        @property
+        def live(self) -> int:
+            """Bytes alive now."""
+        @property
+        def peak(self) -> int:
+            """Largest live since the last reset_peak()."""
+        def reset_peak(self) -> None: ...
     @staticmethod
     def compiled_torch_version() -> str:
         """Version of the torch whose headers the extension was compiled with."""
     @staticmethod
+    def cpu_memory() -> core.MemoryCounter:
+        """Bytes of CPU tensors. The first call puts the allocator that counts and keeps pages in place of torch's."""
+    @staticmethod
     def install_stop_signal() -> None:
         """Take SIGTERM over: the first one sets a flag, the second ends the process."""
+    @staticmethod
+    def meta_memory() -> core.MemoryCounter:
+        """Bytes that meta tensors made after the first call would have."""
+    @staticmethod
+    def release_kept_cpu_memory() -> None:
+        """Give pages that are kept for reuse back to the system."""
     @staticmethod
     def stop_requested() -> bool:
         """Whether SIGTERM has come since install_stop_signal()."""
@@ -442,6 +461,9 @@ class nn:
     @staticmethod
     def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], nn.Progress], torch.Tensor]) -> nn.Model:
         """A model whose own code calls its segments: `forward(batch, progress)` gives the sum of the loss and passes each segment by `progress.call`. Groups are (name, stays gathered, [(parameter, shape)]), segments (name, [group]); the last segment is what comes after the last call."""
+    @staticmethod
+    def measure(model: nn.Model, batch: collections.abc.Mapping[str, torch.Tensor], shape: plan.StepShape, *, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype) -> plan.StepShape:
+        """The step's shape with the bytes of every segment, found by running the model on meta tensors. `batch` is one microbatch."""
 
 class optim:
 

@@ -21,7 +21,8 @@ from torchtitan_cpp.nn.initial_values import (
     named_values,
 )
 from torchtitan_cpp.nn.python_model import PythonModel, load_whole
-from torchtitan_cpp.optim import OptimizersContainer, OwnOptimizers
+from torchtitan_cpp.optim import OptimizersContainer
+from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.train_spec import TrainSpec
 from torchtitan_cpp.world import World
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,10 @@ class OptimizersContainer:
         """Of the next step."""
         return self.optimizers[0].learning_rate
 
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What is saved: by moment, then by parameter."""
+        return self.optimizers[0].state()
+
     def __iter__(self) -> Iterator[CoreOptimizer]:
         return iter(self.optimizers)
 
@@ -118,86 +122,3 @@ def build_optimizers(
             for part in model_parts
         ]
     )
-
-
-class OwnOptimizers:
-    """What a user's ``build_optimizers_fn`` returned, called once a step by the program.
-
-    The parameters of the model parts are this rank's rows with the clipped gradient of
-    the global batch in ``.grad``; so an optimizer that works element by element gives
-    the same in every layout.
-
-    Args:
-        given: an optimizer, or a container that can be iterated for its optimizers;
-            ``step()`` of the container is called where it has one.
-        module: whose parameters lie in parameter groups.
-    Raises:
-        ValueError: for something that is neither.
-    """
-
-    def __init__(self, given: Any, module: nn.Module) -> None:
-        self.given = given
-        self.optimizers: list[Any]
-        if hasattr(given, "param_groups"):
-            self.optimizers = [given]
-        elif isinstance(given, Iterable):
-            self.optimizers = list(given)
-        else:
-            self.optimizers = []
-        for each in self.optimizers:
-            if not hasattr(each, "param_groups") or not hasattr(each, "step"):
-                self.optimizers = []
-        if not self.optimizers:
-            raise ValueError(
-                "TrainSpec.build_optimizers_fn: expected an optimizer, or an iterable "
-                "container of optimizers with step() and param_groups, found "
-                f"{type(given).__name__}"
-            )
-        self._module = module
-        self._shards = {
-            shard.name: shard
-            for group in parameter_groups(module)
-            for shard in group.shards
-        }
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.optimizers)
-
-    def __len__(self) -> int:
-        return len(self.optimizers)
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the next step."""
-        return float(self.optimizers[0].param_groups[0]["lr"])
-
-    def update(self) -> None:
-        """Step with the gradients that lie in the parameter groups.
-
-        Raises:
-            ValueError: if a parameter of the module was replaced by another tensor.
-        """
-        steppers = [self.given] if hasattr(self.given, "step") else self.optimizers
-        for parameter in self._module.parameters():
-            parameter.grad = None  # or zero_grad could clear the gradients themselves
-        for each in steppers:
-            if hasattr(each, "zero_grad"):
-                each.zero_grad()
-        for name, parameter in self._module.named_parameters():
-            shard = self._shards[name]
-            if parameter.data_ptr() != shard.value.data_ptr():
-                raise ValueError(
-                    f"parameter {name} of the model was replaced by another tensor; "
-                    "change its values in place (copy_, load_state_dict without assign)"
-                )
-            parameter.grad = shard.gradient.to(parameter.dtype)
-        with torch.enable_grad():
-            for each in steppers:
-                each.step()
-
-
-def as_container(given: Any, module: nn.Module) -> OptimizersContainer | OwnOptimizers:
-    """The package's container as it is, anything else to be called by the program."""
-    if isinstance(given, OptimizersContainer):
-        return given
-    return OwnOptimizers(given, module)

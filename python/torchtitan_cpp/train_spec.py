@@ -72,8 +72,9 @@ def _check_parallelism(name: str, train_spec: TrainSpec) -> None:
     for field, replacement in (
         (
             "parallelize_fn",
-            "the trainer shards every model by --parallelism.data_parallel_shard_degree "
-            "and copies it by --parallelism.data_parallel_replicate_degree",
+            "the trainer shards every model by "
+            "--parallelism.data_parallel_shard_degree and copies it by "
+            "--parallelism.data_parallel_replicate_degree",
         ),
         ("pipelining_fn", "the trainer will cut a model into stages itself"),
     ):
@@ -81,8 +82,9 @@ def _check_parallelism(name: str, train_spec: TrainSpec) -> None:
         if given is not None:
             called = getattr(given, "__qualname__", type(given).__name__)
             raise ValueError(
-                f"TrainSpec {name!r}: {field}: expected None, found {called}; a function "
-                "that applies fully_shard or DTensor is not supported. Set it to None: "
+                f"TrainSpec {name!r}: {field}: expected None, found {called}; a "
+                "function that applies fully_shard or DTensor is not supported. Set it "
+                "to None: "
                 f"{replacement}"
             )
 

@@ -28,14 +28,14 @@ from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
 from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
+from torchtitan_cpp.own_optimizers import as_container
 from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
     maybe_enable_profiling,
 )
-from torchtitan_cpp.optim import as_container
 from torchtitan_cpp.run_summary import summarize
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.training_state import GroupRanks, collect, restore
+from torchtitan_cpp.training_state import GroupRanks, collect, load
 from torchtitan_cpp.world import World, build_world
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
@@ -237,9 +237,7 @@ class Trainer:
     def load(self) -> None:
         """Continue from the checkpoint that the configuration chooses, if any."""
         if self.job_config.checkpoint.enable and not self.world.is_fake:
-            loaded = self.checkpointer.load(collect(self))
-            if loaded is not None:
-                restore(self, loaded)
+            load(self)
 
     def save(self, *, stopping: bool = False) -> None:
         """Save where it is due, or in any case when the run is asked to stop."""

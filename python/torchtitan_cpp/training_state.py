@@ -10,6 +10,7 @@ import torch
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
 from torchtitan_cpp.data import merge_data_states
+from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.parallel import Group
 
 if TYPE_CHECKING:
@@ -53,17 +54,33 @@ def collect(trainer: Trainer) -> TrainingState:
     gathered: dict[str, Any] = {"rng": _rng_state()}
     if hasattr(trainer.dataloader, "state_dict"):
         gathered["dataloader"] = trainer.dataloader.state_dict()
+    scalars: dict[str, Any] = {
+        "train_state": {
+            "step": trainer.step,
+            "num_tokens_seen": trainer.num_tokens_seen,
+        },
+        "lr_scheduler": trainer.lr_schedulers.state_dict(),
+    }
+    if isinstance(trainer.optimizers, OwnOptimizers):
+        scalars["optimizer"] = trainer.optimizers.numbers()
     return TrainingState(
         tensors=tensor_entries(trainer),
-        scalars={
-            "train_state": {
-                "step": trainer.step,
-                "num_tokens_seen": trainer.num_tokens_seen,
-            },
-            "lr_scheduler": trainer.lr_schedulers.state_dict(),
-        },
+        scalars=scalars,
         gathered=gathered,
     )
+
+
+def load(trainer: Trainer) -> None:
+    """Continue from the checkpoint that the configuration chooses, if there is one."""
+    own = trainer.optimizers
+    if isinstance(own, OwnOptimizers):
+        own.make_state()
+    loaded = trainer.checkpointer.load(collect(trainer))
+    if loaded is not None:
+        restore(trainer, loaded)
+    if isinstance(own, OwnOptimizers):
+        numbers: Any = loaded.scalars.get("optimizer") if loaded else None
+        own.finish_load(numbers)
 
 
 def restore(trainer: Trainer, loaded: LoadedState) -> None:
@@ -93,11 +110,10 @@ def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
     }
     for shard in shards.values():
         entries.append(_entry(shard, shard.name, "model", shard.value))
-    for optimizer in trainer.optimizers:
-        for moment, by_name in optimizer.state().items():
-            for name, tensor in by_name.items():
-                full_name = f"optimizer.{moment}.{name}"
-                entries.append(_entry(shards[name], full_name, "optimizer", tensor))
+    for moment, by_name in trainer.optimizers.state().items():
+        for name, tensor in by_name.items():
+            full_name = f"optimizer.{moment}.{name}"
+            entries.append(_entry(shards[name], full_name, "optimizer", tensor))
     return entries
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from torchtitan_cpp import _C
 
 _ATTRIBUTE = "_parameter_groups"
+
+
+class _Groups(tuple[_C.nn.ParameterGroup, ...]):
+    """Stays behind when the module is copied or pickled: copies own their memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, ())
 
 
 def adopt(module: nn.Module, groups: Sequence[_C.nn.ParameterGroup]) -> None:
@@ -37,7 +45,7 @@ def adopt(module: nn.Module, groups: Sequence[_C.nn.ParameterGroup]) -> None:
             )
             for owner, leaf in same[names[shard.name]]:
                 owner.register_parameter(leaf, adopted)
-    object.__setattr__(module, _ATTRIBUTE, tuple(groups))
+    object.__setattr__(module, _ATTRIBUTE, _Groups(groups))
 
 
 def parameter_groups(module: nn.Module) -> tuple[_C.nn.ParameterGroup, ...]:
@@ -47,7 +55,7 @@ def parameter_groups(module: nn.Module) -> tuple[_C.nn.ParameterGroup, ...]:
         ValueError: if there are none.
     """
     groups = getattr(module, _ATTRIBUTE, None)
-    if groups is None:
+    if not groups:
         raise ValueError(
             f"{type(module).__name__}: its parameters lie in no parameter groups; "
             "optimizers are built after the model was laid out over the mesh"

@@ -1,4 +1,4 @@
-"""Initial values of a Python model: made whole with one seed, the same on every rank."""
+"""Initial values of a Python model: made whole with one seed, alike on all ranks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def make_whole(
 ) -> nn.Module:
     """The model on the CPU with initial parameters and buffers.
 
-    ``make`` runs under the seed; where the model has an ``init_weights``, that gives the
-    values, again under the seed. The state of torch's generator is left as it was.
+    ``make`` runs under the seed; where the model has an ``init_weights``, that gives
+    the values, again under the seed. The state of torch's generator is left as it was.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -40,7 +40,8 @@ def make_whole(
         torch.manual_seed(seed)
         whole = make()
         init = getattr(whole, "init_weights", None)
-        if init is None or type(whole).init_weights is ModelProtocol.init_weights:
+        inherited = getattr(init, "__func__", None) is ModelProtocol.init_weights
+        if init is None or inherited:
             return whole
         torch.manual_seed(seed)
         accepted = inspect.signature(init).parameters

@@ -40,8 +40,8 @@ class Installed:
 class Absent(torch.Tensor):
     """Stands for a parameter that may only be read inside its layer's call.
 
-    Outside it the parameter need not be gathered, and its gradient would be lost. Shape,
-    dtype and device can be asked for.
+    Outside it the parameter need not be gathered, and its gradient would be lost.
+    Shape, dtype and device can be asked for.
     """
 
     _name_of_parameter: str
@@ -62,7 +62,8 @@ class Absent(torch.Tensor):
         kwargs: Any = None,
     ) -> Any:
         if func in _METADATA:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             name = next(
                 (x._name_of_parameter for x in args if isinstance(x, Absent)),

@@ -51,7 +51,7 @@ class Layer:
         self.plain_call: Callable[..., Any] = (
             module._compiled_call_impl or module._call_impl
         )
-        module._compiled_call_impl = self  # type: ignore[assignment]
+        module._compiled_call_impl = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = self.run

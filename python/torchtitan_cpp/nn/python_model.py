@@ -65,7 +65,9 @@ class PythonModel:
     def build_core(self) -> _C.nn.Model:
         """The C++ model whose forward this is."""
         parts = [_ROOT, *(layer.name for layer in self._layers)]
-        members = {part: [p for p in self._parameters if p.group == part] for part in parts}
+        members = {
+            part: [p for p in self._parameters if p.group == part] for part in parts
+        }
         names = [part for part in parts if members[part]]
         groups = [
             (name, name == _ROOT, [(p.name, p.shape) for p in members[name]])
@@ -117,7 +119,9 @@ class PythonModel:
                 for table, key in parameter.tables
             ]
             layer.storages = frozenset(
-                leaves[p.name].untyped_storage()._cdata for p in mine if p.group != _ROOT
+                leaves[p.name].untyped_storage()._cdata
+                for p in mine
+                if p.group != _ROOT
             )
             layer.recompute = recomputes
             layer.device = device
@@ -188,7 +192,9 @@ def _find_parameters(
                 id(parameter), _Parameter(name=name, shape=list(parameter.shape))
             )
             entry.users.add(user)
-            if all(table is not owner._parameters or key != k for table, k in entry.tables):
+            if all(
+                table is not owner._parameters or key != k for table, k in entry.tables
+            ):
                 entry.tables.append((owner._parameters, key))
     return list(found.values())
 
@@ -196,8 +202,8 @@ def _find_parameters(
 def _check(name: str, parameter: torch.Tensor) -> None:
     if not parameter.requires_grad:
         raise ValueError(
-            f"parameter {name}: not supported yet: requires_grad=False; make it a buffer "
-            "(register_buffer) if it is never trained"
+            f"parameter {name}: not supported yet: requires_grad=False; make it a "
+            "buffer (register_buffer) if it is never trained"
         )
     if not parameter.is_floating_point():
         raise ValueError(
@@ -206,5 +212,6 @@ def _check(name: str, parameter: torch.Tensor) -> None:
         )
     if parameter.dim() == 0:
         raise ValueError(
-            f"parameter {name}: expected at least one dim, found none; give it shape [1]"
+            f"parameter {name}: expected at least one dim, found none; give it "
+            "shape [1]"
         )

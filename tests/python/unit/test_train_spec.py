@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 import torchtitan_cpp
@@ -32,3 +34,15 @@ def test_an_unknown_name_gets_the_nearest_known_one(registry):
 
 def test_names_are_at_the_top_of_the_package():
     assert torchtitan_cpp.TrainSpec is train_spec.TrainSpec
+
+
+@pytest.mark.parametrize("field", ["parallelize_fn", "pipelining_fn"])
+def test_a_function_that_applies_parallelism_is_refused(registry, field):
+    def my_fully_shard(model):
+        return model
+
+    spec = replace(get_train_spec("llama3"), **{field: my_fully_shard})
+    message = rf"'mine': {field}: expected None, found .*my_fully_shard; .*fully_shard"
+    with pytest.raises(ValueError, match=message):
+        register_train_spec("mine", spec)
+    assert train_spec.registered_names() == []

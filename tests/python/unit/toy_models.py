@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchtitan_cpp._C.collectives import Group
 
 from torchtitan_cpp import _C, parallel
-from torchtitan_cpp._C.collectives import Group
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn.python_model import PythonModel, load_whole
 
@@ -111,12 +111,16 @@ class Outcome:
     loss: float
     gradients: Values
     weights: Values
+    evaluated: list[float] = field(default_factory=list)
+    """Loss sums of the ranks' rows without gradients, after the last step."""
 
 
 MakeOptimizer = Callable[[nn.Module, _C.parallel.Applied], _C.optim.Optimizer]
 
 
-def _no_optimizer(module: nn.Module, applied: _C.parallel.Applied) -> _C.optim.Optimizer:
+def _no_optimizer(
+    module: nn.Module, applied: _C.parallel.Applied
+) -> _C.optim.Optimizer:
     return _C.optim.CalledOptimizer([], lambda: None)
 
 
@@ -135,7 +139,11 @@ def run(
     outcome = Outcome(loss=0, gradients={}, weights={})
 
     def axis(rank: int, name: str, ranks: list[int]) -> Group:
-        return Group(name) if len(ranks) == 1 else world.group(rank, name=name, ranks=ranks)
+        return (
+            Group(name)
+            if len(ranks) == 1
+            else world.group(rank, name=name, ranks=ranks)
+        )
 
     def body(rank: int) -> None:
         ranks = range(layout.num_ranks)
@@ -182,6 +190,11 @@ def run(
                 step=number + 1,
             )
         collect(applied, outcome)
+        rows = ROWS // layout.num_ranks
+        evaluation = step.evaluate(
+            {n: v.narrow(0, rank * rows, rows) for n, v in tokens_and_labels().items()}
+        )
+        outcome.evaluated.append(float(evaluation.loss_sum))
         outcome.loss = float(result.loss)
 
     parallel.run_local(world, body)
@@ -241,4 +254,3 @@ def squared_error(prediction: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     valid = labels != -100
     target = F.one_hot(labels.clamp(min=0), VOCABULARY).to(prediction.dtype)
     return ((prediction - target).square().sum(-1) * valid).sum()
-
