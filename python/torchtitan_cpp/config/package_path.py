@@ -27,4 +27,8 @@ def resolve_package_path(path: str) -> str:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"no package named {package!r} is installed")
-    return str(Path(next(iter(spec.submodule_search_locations))) / rest)
+    # An editable install has a folder for the sources and one for what is compiled.
+    places = [Path(folder) / rest for folder in spec.submodule_search_locations]
+    if spec.origin:
+        places.insert(0, Path(spec.origin).parent / rest)
+    return str(next((place for place in places if place.exists()), places[0]))
