@@ -29,6 +29,7 @@ RUNTIME_DEPENDENCIES = [
     "tokenizers>=0.15",
     "datasets>=3.6",
     "safetensors>=0.4",
+    "tensorboard",
     "typing_extensions",
 ]
 

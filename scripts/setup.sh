@@ -128,8 +128,6 @@ with_progress() {
 install_packages
 make_venv
 export PATH="$venv/bin:$PATH"
-CXX=$(find_compiler)
-export CXX
 site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 mkdir -p "$build"

@@ -27,9 +27,8 @@ def resolve_package_path(path: str) -> str:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"no package named {package!r} is installed")
-    # An editable install has several: that of the sources and that of the extension.
-    folders = [Path(location) for location in spec.submodule_search_locations]
+    # An editable install has a folder for the sources and one for what is compiled.
+    places = [Path(folder) / rest for folder in spec.submodule_search_locations]
     if spec.origin:
-        folders.insert(0, Path(spec.origin).parent)
-    found = [folder / rest for folder in folders if (folder / rest).exists()]
-    return str(found[0] if found else folders[0] / rest)
+        places.insert(0, Path(spec.origin).parent / rest)
+    return str(next((place for place in places if place.exists()), places[0]))

@@ -1,0 +1,15 @@
+# g++ 12 or newer is the compiler, also where the system's default is another one. CXX
+# and CMAKE_CXX_COMPILER go first. Included before project().
+if(NOT CMAKE_CXX_COMPILER AND NOT DEFINED ENV{CXX})
+  foreach(name g++ g++-15 g++-14 g++-13 g++-12)
+    find_program(compiler ${name} NO_CACHE)
+    if(compiler)
+      execute_process(COMMAND ${compiler} -dumpversion OUTPUT_VARIABLE version)
+      if(version VERSION_GREATER_EQUAL 12)
+        set(CMAKE_CXX_COMPILER "${compiler}")
+        break()
+      endif()
+    endif()
+    unset(compiler)
+  endforeach()
+endif()
