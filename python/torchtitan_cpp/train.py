@@ -15,6 +15,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
 from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.models import FAMILIES
+from torchtitan_cpp.optim import build_optimizers
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
 from torchtitan_cpp.train_spec import get_train_spec, registered_names
 from torchtitan_cpp.trainer import Trainer
@@ -70,9 +71,14 @@ def known_names(loaded: Loaded) -> dict[str, list[str]]:
         "model.name": sorted({*FAMILIES, *registered_names()}),
         "training.dataset": sorted(DATASETS),
     }
+    if loaded.config.validation.enable:
+        known["validation.dataset"] = sorted(DATASETS)
     name = loaded.config.model.name
     if name in known["model.name"]:
-        known["model.flavor"] = list(get_train_spec(name).model_args)
+        spec = get_train_spec(name)
+        known["model.flavor"] = list(spec.model_args)
+        if spec.build_optimizers_fn is build_optimizers:
+            known["optimizer.name"] = ["Adam", "AdamW"]
     return known
 
 
@@ -83,6 +89,9 @@ def _print_once(text: str) -> None:
 
 
 def _fail(trainer: Trainer | None, error: Exception) -> int:
+    if trainer is None and isinstance(error, CollectiveError):
+        print(error, file=sys.stderr)  # it names the ranks that did not come or died
+        return EXIT_RANK_LOST
     if trainer is None or trainer.world.distributed is None:
         traceback.print_exc()
         return 1

@@ -215,6 +215,12 @@ def _snapshot_device(run: Run) -> str | None:
     return None
 
 
+def _offload_device(run: Run) -> str | None:
+    if run.config.training.enable_cpu_offload and run.device != "cpu":
+        return f"not supported yet: weights in host memory of a run on {run.device}"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     *_worker_rules("training", lambda config: config.training.dataloader),
     *_worker_rules("validation", lambda config: config.validation.dataloader),
@@ -278,5 +284,6 @@ RUN_RULES: tuple[Rule, ...] = (
         found=_snapshot_device,
         hint="set false",
     ),
+    Rule(field="training.enable_cpu_offload", found=_offload_device, hint="set false"),
 )
 """Broken on these machines."""

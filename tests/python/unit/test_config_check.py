@@ -250,6 +250,13 @@ def test_values_that_fit_the_machines_are_run():
     assert run_problems(snapshot, world_size=1, device="cuda") == []
 
 
+def test_offload_is_refused_where_it_would_change_the_run():
+    offload = load_config(["--training.enable_cpu_offload", "--comm.mode=fake_backend"])
+    assert run_problems(offload, world_size=1, device="cpu") == []
+    (problem,) = run_problems(offload, world_size=1, device="cuda")
+    assert "training.enable_cpu_offload: not supported yet" in str(problem)
+
+
 def test_the_data_parallel_degree_counts_replicas_and_shards():
     config = load_config(["--parallelism.data_parallel_replicate_degree=2"]).config
     assert data_parallel_degree(config.parallelism, 8) == 8
