@@ -49,7 +49,8 @@ class Step {
   // bias correction). Each batch has "labels" [B, S] int64, -100 where not counted.
   StepResult run(std::vector<Batch> microbatches, double learning_rate, int64_t step);
 
-  // Loss without gradients; all ranks of sharded groups must call it together.
+  // Loss without gradients (those of the last step become zero); all ranks of sharded
+  // groups must call it together.
   Evaluation evaluate(Batch batch);
 
   const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups() const {

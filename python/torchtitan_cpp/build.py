@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def build_model(
         ValueError: for model arguments that do not fit together.
     """
     training = job_config.training
-    args = spec.model_args[job_config.model.flavor]
+    args = copy.deepcopy(spec.model_args[job_config.model.flavor])
     args.update_from_config(job_config)
     master_dtype: torch.dtype = getattr(torch, training.dtype)
     with torch.device("meta"), default_dtype(master_dtype):

@@ -61,8 +61,15 @@ def main(
 def import_custom_code(loaded: Loaded) -> None:
     """Import what registers models and datasets, so that their names are known."""
     module = loaded.config.experimental.custom_import
-    if module:
+    if not module:
+        return
+    try:
         import_module(module)
+    except ImportError as error:
+        origin = loaded.origin("experimental.custom_import")
+        raise ValueError(
+            f"{origin}: experimental.custom_import: {module!r} does not import: {error}"
+        ) from error
 
 
 def known_names(loaded: Loaded) -> dict[str, list[str]]:

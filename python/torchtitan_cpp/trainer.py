@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -41,10 +42,6 @@ from torchtitan_cpp.world import World, build_world
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
-class OutOfDataError(RuntimeError):
-    """The data ended before the last step."""
-
-
 class Trainer:
     """Everything of one run on this rank, built from a checked configuration.
 
@@ -64,6 +61,19 @@ class Trainer:
             self.world.rank, shown_ranks=parse_log_rank(os.environ.get("LOG_RANK"))
         )
         logger.info("Starting job: %s", job_config.job.description)
+        try:
+            self._build()
+        except Exception as error:
+            # The other ranks wait for this one: they learn why it ends.
+            if self.world.distributed:
+                self.world.distributed.report_failure(error)
+                self.world.distributed.close(failed=True)
+            raise
+
+    # --- building ------------------------------------------------------------------
+
+    def _build(self) -> None:
+        job_config = self.job_config
         if self.world.device.type == "cpu":
             _C.core.cpu_memory()  # from now on tensors are counted and pages kept
         set_determinism(job_config.debug)
@@ -110,8 +120,6 @@ class Trainer:
         self.load()
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
-
-    # --- building ------------------------------------------------------------------
 
     def _build_tokenizer(self) -> Any:
         if self.spec.build_tokenizer_fn is None or self.world.is_fake:
@@ -205,9 +213,8 @@ class Trainer:
             batches = self.batch_generator()
             while self.step < config.training.steps:
                 self.gc_handler.run(self.step + 1)
-                try:
-                    microbatches = self.next_microbatches(batches)
-                except OutOfDataError:
+                microbatches = self.next_microbatches(batches)
+                if not self.all_ranks_have(microbatches):
                     logger.warning(
                         "The data has ended after step %d of %d",
                         self.step,
@@ -222,6 +229,7 @@ class Trainer:
                 if stopping:
                     break
                 if self.validator and self.validator.should_validate(self.step):
+                    self.check_finite()  # evaluation would wipe the bad gradients
                     self.validator.validate(self.model_parts, self.step)
                 if profiler:
                     profiler.step()
@@ -251,13 +259,16 @@ class Trainer:
 
     def should_stop(self) -> bool:
         """Whether any rank got SIGTERM; the same answer on all ranks."""
-        asked = torch.tensor(float(_C.core.stop_requested()), device=self.world.device)
-        self.world.groups["world"].all_reduce(
-            asked, op=_C.collectives.ReduceOp.MAX
-        ).wait()
-        if bool(asked):
+        asked = bool(self._largest_of_ranks(float(_C.core.stop_requested())))
+        if asked:
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
-        return bool(asked)
+        return asked
+
+    def _largest_of_ranks(self, value: float) -> float:
+        tensor = torch.tensor(value, device=self.world.device)
+        reduce_max = _C.collectives.ReduceOp.MAX
+        self.world.groups["world"].all_reduce(tensor, op=reduce_max).wait()
+        return float(tensor)
 
     def batch_generator(self) -> Iterator[Batch]:
         """Batches of this rank, with the time that each was waited for."""
@@ -275,20 +286,17 @@ class Trainer:
     def next_microbatches(
         self, batches: Iterator[Batch]
     ) -> list[dict[str, torch.Tensor]]:
-        """The microbatches of one step; a step that the data cannot fill is dropped.
-
-        Raises:
-            OutOfDataError: if the data ends.
-        """
+        """The microbatches of one step; fewer, or none, where the data ends."""
         microbatches = []
-        for _ in range(self.accumulation):
-            try:
-                inputs, labels = next(batches)
-            except StopIteration:
-                raise OutOfDataError from None
+        for inputs, labels in itertools.islice(batches, self.accumulation):
             self.num_tokens_seen += labels.numel() * self.world.parallel_dims.batch
             microbatches.append(self.to_device(inputs, labels))
         return microbatches
+
+    def all_ranks_have(self, microbatches: list[dict[str, torch.Tensor]]) -> bool:
+        """Whether every rank has data for a whole step; the same answer on all."""
+        lacking = self.accumulation - len(microbatches)
+        return not self._largest_of_ranks(float(lacking))
 
     def to_device(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

@@ -85,8 +85,8 @@ def load(trainer: Trainer) -> None:
 
 def restore(trainer: Trainer, loaded: LoadedState) -> None:
     """Continue behind the loaded step; the tensors have been filled already."""
-    trainer.step = loaded.step
     state: Any = loaded.scalars.get("train_state", {})
+    trainer.step = int(state.get("step", 0))  # 0 without it: a new run of old weights
     trainer.num_tokens_seen = int(state.get("num_tokens_seen", 0))
     schedule: Any = loaded.scalars.get("lr_scheduler")
     if schedule is not None:

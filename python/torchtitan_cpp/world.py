@@ -13,6 +13,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.parallel import (
     Distributed,
     Group,
+    LaunchEnvironment,
     Recorder,
     init_distributed,
     make_fake_groups,
@@ -100,8 +101,13 @@ def find_world_size(job_config: Any, environ: Mapping[str, str] = os.environ) ->
     A dry run (``comm.mode`` fake_backend) reads ``NGPU``, else ``WORLD_SIZE``.
     """
     if job_config.comm.mode == "fake_backend":
-        return int(environ.get("NGPU", environ.get("WORLD_SIZE", "1")))
-    return int(environ.get("WORLD_SIZE", "1")) if "RANK" in environ else 1
+        name = "NGPU" if "NGPU" in environ else "WORLD_SIZE"
+        text = environ.get(name, "1")
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"{name}: expected a number of ranks, found {text!r}")
+        return int(text)
+    launch = LaunchEnvironment.read(environ)
+    return launch.world_size if launch else 1
 
 
 def build_world(job_config: Any) -> World:

@@ -103,6 +103,14 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint='set a number of blocks such as "2"',
     ),
     Missing(
+        field="activation_checkpoint.determinism_check",
+        needed=lambda c: (
+            _recomputes(c) and c.activation_checkpoint.determinism_check != "default"
+        ),
+        what="another check of recomputed tensors",
+        hint='set "default"',
+    ),
+    Missing(
         field="activation_checkpoint.early_stop",
         needed=lambda c: _recomputes(c) and c.activation_checkpoint.early_stop,
         what="stopping a recomputation early",
