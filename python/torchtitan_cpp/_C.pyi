@@ -715,6 +715,8 @@ class plan:
         def num_microbatches(self) -> int: ...
         @property
         def constant_bytes(self) -> int: ...
+        def with_optimizer_bytes(self, optimizer_bytes: int) -> plan.StepShape:
+            """The shape with this many bytes of optimizer states per element."""
 
     class Traffic:
         """Calls of a collective and their bytes."""
