@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.build import build_model
+from torchtitan_cpp.build import Model, build_model
 from torchtitan_cpp.config import (
     ConfigError,
     JobConfig,
@@ -25,6 +25,7 @@ from torchtitan_cpp.config import (
     state_dtype,
 )
 from torchtitan_cpp.metrics.summary import describe_mesh
+from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.train import EXIT_BAD_INPUT, import_custom_code, known_names
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.world import World, build_world, find_world_size
@@ -63,6 +64,8 @@ class Plan:
     """By mesh axis and verb."""
     num_data_ranks: int
     """Ranks that read different rows."""
+    knows_activations: bool
+    """False for a Python model: what its segments need shows only when they run."""
 
     @property
     def tokens(self) -> int:
@@ -90,18 +93,10 @@ def make_plan(job_config: JobConfig, world: World | None = None) -> Plan:
         world,
         accumulation=accumulation,
     )
-    batch = {
-        name: torch.empty(rows, training.seq_len, dtype=torch.int64, device="meta")
-        for name in ("input", "labels")
-    }
-    shape = _C.nn.measure(
-        model.core,
-        batch,
-        _with_optimizer(model.applied.shape, job_config),
-        master_dtype=getattr(torch, training.dtype),
-        compute_dtype=getattr(torch, compute_dtype(training)),
-        reduce_dtype=getattr(torch, reduce_dtype(training)),
-    )
+    shape = _with_optimizer(model.applied.shape, job_config)
+    is_cpp = isinstance(model.module, CppModule)
+    if is_cpp:
+        shape = _measure(model, shape, job_config)
     program = model.applied.training_actions
     _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
     return Plan(
@@ -115,6 +110,31 @@ def make_plan(job_config: JobConfig, world: World | None = None) -> Plan:
         memory=_C.plan.estimate_memory(program, shape),
         traffic=_C.plan.traffic(program, shape, loss_ranks=world.groups["loss"].size),
         num_data_ranks=dims.batch,
+        knows_activations=is_cpp,
+    )
+
+
+def _measure(
+    model: Model, shape: _C.plan.StepShape, job_config: JobConfig
+) -> _C.plan.StepShape:
+    """The shape with the bytes of each segment, from a microbatch on meta."""
+    training = job_config.training
+    batch = {
+        name: torch.empty(
+            training.local_batch_size,
+            training.seq_len,
+            dtype=torch.int64,
+            device="meta",
+        )
+        for name in ("input", "labels")
+    }
+    return _C.nn.measure(
+        model.core,
+        batch,
+        shape,
+        master_dtype=getattr(torch, training.dtype),
+        compute_dtype=getattr(torch, compute_dtype(training)),
+        reduce_dtype=getattr(torch, reduce_dtype(training)),
     )
 
 
@@ -168,6 +188,8 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
             kept, peak = kept(), peak()
         label = use.replace("_", " ")
         yield f"  {label:<18} {kept / _MIB:>16,.1f} {peak / _MIB:>16,.1f}"
+    if not plan.knows_activations:
+        yield "  without the activations of the Python model, which it cannot foresee"
     if memory.peak_action >= 0:
         action = plan.program[memory.peak_action]
         yield f"  the peak is in action {memory.peak_action}, {action}"

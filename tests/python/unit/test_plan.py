@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from torchtitan_cpp import _C, build, plan
+from torchtitan_cpp import _C, build, plan, train_spec
 from torchtitan_cpp.config import JobConfig, check_run, read_config
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.world import World, build_world
@@ -24,7 +24,7 @@ def config_of(*flags: str, world_size: int = 1) -> JobConfig:
 def make_step(config: JobConfig, world: World, accumulation: int) -> Any:
     spec = get_train_spec(config.model.name)
     model = build.build_model(spec, config, world, accumulation=accumulation)
-    build.initialize(model, 0)
+    model.initialize(0)
     optimizers = spec.build_optimizers_fn([model.module], config.optimizer, None, None)
     return build.build_step(model, optimizers, config, world)
 
@@ -118,6 +118,50 @@ def test_a_large_model_is_planned_without_memory(
     kept = planned.memory.before
     assert kept.parameters == pytest.approx(planned.num_params * 4 / 512, rel=1e-3)
     assert kept.optimizer == 2 * kept.parameters
+
+
+class Tiny(torch.nn.Module):
+    """Embedding, one linear layer and a head."""
+
+    def __init__(self, args: TinyArgs) -> None:
+        super().__init__()
+        self.tok_embeddings = torch.nn.Embedding(args.vocab_size, 8)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
+        self.output = torch.nn.Linear(8, args.vocab_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = self.tok_embeddings(tokens)
+        for layer in self.layers:
+            h = layer(h)
+        return self.output(h)
+
+
+@dataclass
+class TinyArgs:
+    vocab_size: int = 2048
+
+    def update_from_config(self, job_config: JobConfig) -> None:
+        """Nothing depends on it."""
+
+    def get_nparams_and_flops(
+        self, model: torch.nn.Module, seq_len: int
+    ) -> tuple[int, int]:
+        return sum(p.numel() for p in model.parameters()), 1
+
+
+def test_a_python_model_is_planned_but_for_its_activations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = replace(
+        get_train_spec("llama3"), model_cls=Tiny, model_args={"only": TinyArgs()}
+    )
+    monkeypatch.setattr(train_spec, "_registered", {"tiny": spec})
+    monkeypatch.setenv("NGPU", "2")
+    config = config_of("--model.name=tiny", "--model.flavor=only", world_size=2)
+    planned = plan.make_plan(config)
+    assert planned.memory.before.parameters == planned.num_params * 4 // 2
+    assert planned.traffic["fsdp", "all_gather"].calls > 0
+    assert "without the activations of the Python model" in plan.describe(planned)
 
 
 def test_main_refuses_what_training_refuses(
