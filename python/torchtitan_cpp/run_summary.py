@@ -8,6 +8,7 @@ import torch
 
 from torchtitan_cpp.config import compute_dtype, reduce_dtype
 from torchtitan_cpp.metrics.summary import RunSummary
+from torchtitan_cpp.own_optimizers import OwnOptimizers
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def summarize(trainer: Trainer) -> RunSummary:
     """What a person should know before the first step."""
     config = trainer.job_config
-    training, optimizer = config.training, config.optimizer
+    training = config.training
     dims = trainer.world.parallel_dims
     schedule = config.lr_scheduler
     data = training.dataset
@@ -47,8 +48,7 @@ def summarize(trainer: Trainer) -> RunSummary:
         compute_dtype=compute_dtype(training),
         reduce_dtype=reduce_dtype(training),
         activation_checkpointing=_describe_recompute(trainer),
-        optimizer=f"{optimizer.name}, lr {optimizer.lr:.1e}, weight decay "
-        f"{optimizer.weight_decay:g}, {optimizer.implementation}",
+        optimizer=_describe_optimizer(trainer),
         clipping=_describe_clipping(trainer),
         schedule=f"{schedule.warmup_steps} warmup steps, {schedule.decay_type} "
         f"decay to {schedule.min_lr_factor:g} x lr",
@@ -83,6 +83,17 @@ def _describe_recompute(trainer: Trainer) -> str:
     if section.mode == "selective":
         return f"selective, every {section.selective_ac_option}. block"
     return str(section.mode)
+
+
+def _describe_optimizer(trainer: Trainer) -> str:
+    if isinstance(trainer.optimizers, OwnOptimizers):
+        kinds = ", ".join(type(each).__name__ for each in trainer.optimizers)
+        return f"{kinds}, lr {trainer.optimizers.learning_rate:.1e} in the first step"
+    section = trainer.job_config.optimizer
+    return (
+        f"{section.name}, lr {section.lr:.1e}, weight decay {section.weight_decay:g}, "
+        f"{section.implementation}"
+    )
 
 
 def _describe_clipping(trainer: Trainer) -> str:

@@ -62,7 +62,7 @@ def collect(trainer: Trainer) -> TrainingState:
         "lr_scheduler": trainer.lr_schedulers.state_dict(),
     }
     if isinstance(trainer.optimizers, OwnOptimizers):
-        scalars["optimizer"] = trainer.optimizers.numbers()
+        scalars["optimizer_numbers"] = trainer.optimizers.numbers()
     return TrainingState(
         tensors=tensor_entries(trainer),
         scalars=scalars,
@@ -79,8 +79,9 @@ def load(trainer: Trainer) -> None:
     if loaded is not None:
         restore(trainer, loaded)
     if isinstance(own, OwnOptimizers):
-        numbers: Any = loaded.scalars.get("optimizer") if loaded else None
-        own.finish_load(numbers)
+        numbers: Any = loaded.scalars.get("optimizer_numbers") if loaded else None
+        excluded = trainer.job_config.checkpoint.exclude_from_loading
+        own.finish_load(None if "optimizer" in excluded else numbers)
 
 
 def restore(trainer: Trainer, loaded: LoadedState) -> None:
