@@ -1,98 +1,16 @@
 #include "models/llama/model.h"
 
-#include <ATen/ops/embedding.h>
-#include <ATen/ops/linear.h>
-
 #include <cmath>
 
-#include "ops/attention.h"
-#include "ops/cross_entropy.h"
-#include "ops/rms_norm.h"
+#include "models/llama/block.h"
+#include "models/llama/ends.h"
 #include "ops/rope.h"
-#include "ops/swiglu.h"
 
-// Shape letters: B batch, S sequence, E dim, H query heads, G kv heads, D head dim,
-// F hidden dim, V vocabulary.
 namespace torchtitan::models::llama {
 namespace {
 
 using nn::Init;
 using nn::ParameterRef;
-using nn::TensorList;
-
-class Embedding final : public nn::AutogradSegment {
- public:
-  explicit Embedding(ParameterRef weight)
-      : AutogradSegment("tok_embeddings", {"input"}, {"h"}, {weight}) {}
-
-  TensorList compute(const TensorList& inputs,
-                     const TensorList& parameters) const override {
-    return {at::embedding(parameters[0], inputs[0])};
-  }
-};
-
-class Block final : public nn::AutogradSegment {
- public:
-  Block(std::string name, std::vector<ParameterRef> parameters, const Args& args,
-        ops::RopeTable rope)
-      : AutogradSegment(std::move(name), {"h"}, {"h"}, std::move(parameters)),
-        args_(args), rope_(std::move(rope)) {}
-
-  TensorList compute(const TensorList& inputs,
-                     const TensorList& parameters) const override {
-    const auto& wq = parameters[0];
-    const auto& wk = parameters[1];
-    const auto& wv = parameters[2];
-    const auto& wo = parameters[3];
-    const auto& w1 = parameters[4];
-    const auto& w2 = parameters[5];
-    const auto& w3 = parameters[6];
-    const auto& attention_norm = parameters[7];
-    const auto& ffn_norm = parameters[8];
-
-    const auto& x_BSE = inputs[0];
-    const auto a_BSE = ops::rms_norm(x_BSE, attention_norm, args_.norm_eps);
-    const auto q_BSHD = ops::apply_rope(heads(at::linear(a_BSE, wq)), rope_);
-    const auto k_BSGD = ops::apply_rope(heads(at::linear(a_BSE, wk)), rope_);
-    const auto v_BSGD = heads(at::linear(a_BSE, wv));
-    const auto o_BSE = ops::causal_attention(q_BSHD, k_BSGD, v_BSGD).flatten(2);
-    const auto h_BSE = x_BSE.add(at::linear(o_BSE, wo));
-
-    const auto f_BSE = ops::rms_norm(h_BSE, ffn_norm, args_.norm_eps);
-    const auto g_BSF = ops::swiglu(at::linear(f_BSE, w1), at::linear(f_BSE, w3));
-    return {h_BSE.add(at::linear(g_BSF, w2))};
-  }
-
- private:
-  at::Tensor heads(const at::Tensor& x) const {
-    return x.unflatten(-1, {-1, args_.head_dim()});
-  }
-
-  Args args_;
-  ops::RopeTable rope_;
-};
-
-class HeadSegment final : public nn::AutogradSegment {
- public:
-  HeadSegment(Head head, ParameterRef norm, ParameterRef output, double norm_eps)
-      : AutogradSegment("head",
-                        head == Head::kLoss ? std::vector<std::string>{"h", "labels"}
-                                            : std::vector<std::string>{"h"},
-                        {head == Head::kLoss ? "loss" : "logits"}, {norm, output}),
-        head_(head), norm_eps_(norm_eps) {}
-
-  TensorList compute(const TensorList& inputs,
-                     const TensorList& parameters) const override {
-    const auto normed_BSE = ops::rms_norm(inputs[0], parameters[0], norm_eps_);
-    const auto logits_BSV = at::linear(normed_BSE, parameters[1]);
-    if (head_ == Head::kLogits) return {logits_BSV};
-    return {ops::cross_entropy_sum(logits_BSV, inputs[1])};
-  }
-
- private:
-  Head head_;
-  double norm_eps_;
-};
 
 // Cut-offs are absolute: two units, not two deviations.
 Init truncated(double std) { return Init::truncated_normal(std, -2.0, 2.0); }

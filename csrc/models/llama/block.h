@@ -1,0 +1,39 @@
+// One pre-norm transformer block: grouped-query attention with rotary positions, then
+// SwiGLU feed-forward, each added to the residual stream.
+//
+// `compute` is the definition. Float32 and float64 on a CPU run hand-written passes:
+// they keep only what is dear to compute again, reuse their buffers and add each weight
+// gradient straight into its buffer.
+#pragma once
+
+#include "models/llama/args.h"
+#include "nn/segment.h"
+
+namespace torchtitan::models::llama {
+
+// Slots of a block's parameters.
+enum BlockSlot : size_t { kWq, kWk, kWv, kWo, kW1, kW2, kW3, kAttentionNorm, kFfnNorm };
+
+class Block final : public nn::AutogradSegment {
+ public:
+  Block(std::string name, std::vector<nn::ParameterRef> parameters, const Args& args,
+        ops::RopeTable rope);
+
+  // h [B, S, dim] -> h
+  nn::TensorList compute(const nn::TensorList& inputs,
+                         const nn::TensorList& parameters) const override;
+  nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
+                         std::unique_ptr<Saved>* saved) override;
+  nn::TensorList backward(std::unique_ptr<Saved> saved,
+                          const nn::TensorList& output_gradients,
+                          const nn::TensorList& parameters) override;
+
+ private:
+  bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;
+  at::Tensor heads(const at::Tensor& x) const;
+
+  Args args_;
+  ops::RopeTable rope_;
+};
+
+}  // namespace torchtitan::models::llama

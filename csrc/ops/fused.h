@@ -1,0 +1,61 @@
+// The kernels of ops/simd on tensors, spread over torch's threads: contiguous float32
+// or float64 CPU tensors of one dtype, without autograd. Results do not depend on the
+// number of threads; on meta they take the same memory and compute nothing. N tokens, E
+// width, H query heads, G key heads, D head dim.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ops/rope.h"
+
+namespace torchtitan::ops::fused {
+
+// Whether the functions below take this tensor's device and dtype.
+bool takes(const at::Tensor& x);
+
+// y [N, E] and rstd [N] from x [N, E]; `residual` (may be undefined) is added to x
+// first.
+void rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+              double eps, const at::Tensor& y, const at::Tensor& rstd);
+// y again, with rstd known.
+void rms_norm_again(const at::Tensor& x, const at::Tensor& weight,
+                    const at::Tensor& rstd, const at::Tensor& y);
+// dx = gradient of x + residual (may be undefined); dweight [E] is added to. dx may be
+// dy or residual.
+void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
+                       const at::Tensor& weight, const at::Tensor& rstd,
+                       const at::Tensor& residual, const at::Tensor& dx,
+                       const at::Tensor& dweight);
+
+// dweight [V, E] is added to at rows ids [...] from dy [..., E]; dweight may be of
+// another floating-point dtype than dy.
+void embedding_backward(const at::Tensor& dy, const at::Tensor& ids,
+                        const at::Tensor& dweight);
+
+enum class Turn { kForward, kBackward };
+// x [B, S, H, D], in place; kBackward rotates the other way.
+void rope_(const at::Tensor& x, const RopeTable& table, Turn turn);
+
+// out = silu(gate) * up.
+void swiglu(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& out);
+// d, the gradient of out, becomes out; gate and up become their gradients.
+void swiglu_backward_(const at::Tensor& d, const at::Tensor& gate,
+                      const at::Tensor& up);
+
+enum class Gradient { kNone, kInPlace };
+// Sum over logits [N, V] and labels [N] as in ops/cross_entropy.h, in double. The
+// logits are overwritten, with the gradient of the sum for kInPlace.
+double cross_entropy_(const at::Tensor& logits, const at::Tensor& labels,
+                      Gradient gradient);
+
+// q, o [B, S, H, D]; k, v [B, S, G, D]; lse [B, H, S]; scores scaled by 1 / sqrt(D).
+void causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const at::Tensor& o, const at::Tensor& lse);
+// Overwrites dq, dk, dv, which may be d_o (or q), k and v.
+void causal_attention_backward(const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const at::Tensor& o,
+                               const at::Tensor& lse, const at::Tensor& d_o,
+                               const at::Tensor& dq, const at::Tensor& dk,
+                               const at::Tensor& dv);
+
+}  // namespace torchtitan::ops::fused

@@ -1,0 +1,85 @@
+#include "ops/linear.h"
+
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+
+// Exported by torch's CPU library, declared in none of its headers; null where it is
+// missing. c = beta * c + alpha * a b, in place. Leaves c as it is when the inner
+// dimension is 0.
+namespace at::native {
+[[gnu::weak]] void mkldnn_matmul(const Tensor& a, const Tensor& b, const Tensor& c,
+                                 float beta, float alpha);
+}
+
+namespace torchtitan::ops {
+namespace {
+
+// Below this many multiplications the call itself (12 us) costs more than it saves.
+constexpr int64_t kWorthOneDnn = int64_t{1} << 22;
+
+// Not every CPU is served: without AVX-512 it throws for any dtype.
+bool one_dnn_works() {
+  static const bool works = [] {
+    if (at::native::mkldnn_matmul == nullptr) return false;
+    const auto one = at::ones({1, 1}, at::kFloat);
+    try {
+      at::native::mkldnn_matmul(one, one, at::empty({1, 1}, at::kFloat), 0.0F, 1.0F);
+    } catch (const c10::Error&) {
+      return false;
+    }
+    return true;
+  }();
+  return works;
+}
+
+bool is_large_float_product(const at::Tensor& a, const at::Tensor& b,
+                            const at::Tensor& c) {
+  return a.is_cpu() && a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat &&
+         c.scalar_type() == at::kFloat &&
+         a.size(0) * a.size(1) * b.size(1) >= kWorthOneDnn;
+}
+
+void product_(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+              Into into) {
+  if (is_large_float_product(a, b, c) && one_dnn_works()) {
+    at::native::mkldnn_matmul(a, b, c, into == Into::kAdd ? 1.0F : 0.0F, 1.0F);
+  } else if (into == Into::kAdd) {
+    at::Tensor(c).addmm_(a, b);
+  } else {
+    at::Tensor out = c;
+    at::mm_out(out, a, b);
+  }
+}
+
+void check(const char* name, const at::Tensor& y, const at::Tensor& x,
+           const at::Tensor& w) {
+  TORCH_CHECK_VALUE(y.dim() == 2 && x.dim() == 2 && w.dim() == 2 &&
+                        y.size(0) == x.size(0) && y.size(1) == w.size(0) &&
+                        x.size(1) == w.size(1),
+                    name, ": expected y [N, O], x [N, I] and w [O, I], got ", y.sizes(),
+                    ", ", x.sizes(), " and ", w.sizes());
+}
+
+}  // namespace
+
+void linear_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w, Into into) {
+  check("linear_", y, x, w);
+  product_(y, x, w.t(), into);
+}
+
+void linear_backward_input_(const at::Tensor& dx, const at::Tensor& dy,
+                            const at::Tensor& w, Into into) {
+  check("linear_backward_input_", dy, dx, w);
+  product_(dx, dy, w, into);
+}
+
+void linear_backward_weight_(const at::Tensor& dw, const at::Tensor& dy,
+                             const at::Tensor& x) {
+  check("linear_backward_weight_", dy, x, dw);
+  if (dw.scalar_type() == x.scalar_type()) return product_(dw, dy.t(), x, Into::kAdd);
+  dw.add_(at::mm(dy.t(), x));
+}
+
+}  // namespace torchtitan::ops

@@ -1,0 +1,167 @@
+// The hand-written passes of the segments give what autograd makes of their definition.
+#include <ATen/Functions.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "models/llama/model.h"
+#include "ops/cross_entropy.h"
+
+namespace torchtitan::models::llama {
+namespace {
+
+using nn::TensorList;
+
+struct Case {
+  std::string name;
+  int64_t batch, length;
+  int64_t n_heads, n_kv_heads, dim, hidden_dim, vocab_size;
+  at::ScalarType dtype;
+  double tolerance;
+};
+
+class SegmentsTest : public ::testing::TestWithParam<Case> {
+ protected:
+  SegmentsTest()
+      : c(GetParam()),
+        model(build({.dim = c.dim,
+                     .n_layers = 1,
+                     .n_heads = c.n_heads,
+                     .n_kv_heads = c.n_kv_heads,
+                     .vocab_size = c.vocab_size,
+                     .hidden_dim = c.hidden_dim,
+                     .norm_eps = 1e-5,
+                     .rope_theta = 1e4,
+                     .rope_scaling = std::nullopt,
+                     .max_seq_len = c.length + 3,
+                     .depth_init = true,
+                     .tied_embeddings = false},
+                    {.head = Head::kLoss,
+                     .device = at::kCPU,
+                     .dtype = c.dtype == at::kDouble ? at::kDouble : at::kFloat})) {
+    at::manual_seed(5);
+  }
+
+  TensorList parameters(size_t group) const {
+    TensorList leaves;
+    for (const auto& parameter : model.groups[group].parameters) {
+      auto leaf = at::randn(parameter.shape, at::kDouble).mul(0.2).add(0.1).to(c.dtype);
+      leaves.push_back(leaf.set_requires_grad(true));
+      leaves.back().mutable_grad() = at::ones_like(leaf).detach();
+    }
+    return leaves;
+  }
+
+  TensorList inputs(size_t segment) const {
+    const auto ids = at::randint(c.vocab_size, {c.batch, c.length}, at::kLong);
+    if (segment == 0) return {ids};
+    const auto h = at::randn({c.batch, c.length, c.dim}, at::kDouble).to(c.dtype);
+    if (segment == 1) return {h};
+    auto labels = ids.clone();
+    labels.select(1, 0).fill_(ops::kIgnoreIndex);
+    return {h, labels};
+  }
+
+  void expect_close(const at::Tensor& found, const at::Tensor& expected,
+                    const char* what) {
+    const auto exact = expected.to(at::kDouble);
+    EXPECT_LE(found.to(at::kDouble).sub(exact).norm().item<double>(),
+              c.tolerance * exact.norm().item<double>())
+        << what;
+  }
+
+  // Two microbatches, each with a forward that keeps nothing first, as under activation
+  // checkpointing.
+  void expect_equal_to_autograd(size_t s) {
+    auto& segment = dynamic_cast<nn::AutogradSegment&>(*model.segments[s]);
+    const auto own = parameters(s);
+    TensorList reference;
+    for (const auto& leaf : own) {
+      reference.push_back(leaf.detach().clone().set_requires_grad(true));
+      reference.back().mutable_grad() = at::ones_like(leaf).detach();
+    }
+    for (int microbatch = 0; microbatch < 2; ++microbatch) {
+      const auto in = inputs(s);
+      TensorList leaves;
+      for (const auto& each : in) {
+        leaves.push_back(each.clone().set_requires_grad(each.is_floating_point()));
+      }
+      const auto expected = segment.compute(leaves, reference).at(0);
+      const auto kept_nothing = segment.forward(in, own, nullptr).at(0);
+      std::unique_ptr<nn::Segment::Saved> saved;
+      const auto found = segment.forward(in, own, &saved).at(0);
+      expect_close(kept_nothing, expected.detach(), "output without saving");
+      expect_close(found, expected.detach(), "output");
+      const auto gradient = expected.dim() == 0 ? at::full({}, 0.25, expected.options())
+                                                : at::randn_like(expected.detach());
+      torch::autograd::backward({expected}, {gradient});
+      const auto input_gradients =
+          segment.backward(std::move(saved), {gradient.to(found.scalar_type())}, own);
+      ASSERT_EQ(input_gradients.size(), in.size());
+      for (size_t i = 0; i < in.size(); ++i) {
+        ASSERT_EQ(input_gradients[i].defined(), in[i].is_floating_point());
+        if (input_gradients[i].defined()) {
+          expect_close(input_gradients[i], leaves[i].grad(), "input gradient");
+        }
+      }
+    }
+    for (size_t slot = 0; slot < own.size(); ++slot) {
+      expect_close(own[slot].grad(), reference[slot].grad(),
+                   model.groups[s].parameters[slot].name.c_str());
+    }
+  }
+
+  Case c;
+  nn::Model model;
+};
+
+TEST_P(SegmentsTest, TheEmbeddingEqualsAutograd) { expect_equal_to_autograd(0); }
+TEST_P(SegmentsTest, TheBlockEqualsAutograd) { expect_equal_to_autograd(1); }
+TEST_P(SegmentsTest, TheHeadEqualsAutograd) { expect_equal_to_autograd(2); }
+
+TEST_P(SegmentsTest, AnUndefinedOutputGradientChangesNothing) {
+  for (size_t s = 0; s < 3; ++s) {
+    const auto own = parameters(s);
+    std::unique_ptr<nn::Segment::Saved> saved;
+    model.segments[s]->forward(inputs(s), own, &saved);
+    for (const auto& gradient :
+         model.segments[s]->backward(std::move(saved), {at::Tensor()}, own)) {
+      EXPECT_FALSE(gradient.defined());
+    }
+    for (const auto& leaf : own) EXPECT_TRUE(leaf.grad().eq(1).all().item<bool>());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SegmentsTest,
+    ::testing::Values(
+        Case{"Grouped", 2, 37, 6, 2, 36, 50, 61, at::kDouble, 1e-10},
+        Case{"OneToken", 1, 1, 2, 2, 8, 10, 9, at::kDouble, 1e-10},
+        // More tokens than one chunk of the head, more than one block of attention.
+        Case{"Long", 3, 400, 2, 1, 8, 12, 17, at::kDouble, 1e-10},
+        Case{"Float", 2, 130, 4, 2, 64, 96, 257, at::kFloat, 1e-5},
+        Case{"BFloat16", 2, 9, 4, 2, 16, 24, 33, at::kBFloat16, 2e-2}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(Segments, ALabelOutsideTheVocabularyIsRefused) {
+  const auto model =
+      build({.dim = 4,
+             .n_layers = 1,
+             .n_heads = 1,
+             .n_kv_heads = 1,
+             .vocab_size = 5,
+             .hidden_dim = 4,
+             .norm_eps = 1e-5,
+             .rope_theta = 1e4,
+             .rope_scaling = std::nullopt,
+             .max_seq_len = 2,
+             .depth_init = true,
+             .tied_embeddings = false},
+            {.head = Head::kLoss, .device = at::kCPU, .dtype = at::kFloat});
+  const auto labels = at::full({1, 2}, 5, at::kLong);
+  EXPECT_THROW(model.segments[2]->forward({at::ones({1, 2, 4}), labels},
+                                          {at::ones({4}), at::ones({5, 4})}, nullptr),
+               c10::IndexError);
+}
+
+}  // namespace
+}  // namespace torchtitan::models::llama
