@@ -27,7 +27,7 @@ def main() -> None:
     """Build, load or save the weights, run."""
     weights, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(options["threads"])
-    _C.core.install_cpu_allocator()
+    _C.core.cpu_memory()
     config = load_config(
         [
             f"--model.flavor={options['flavor']}",
