@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
+#include "optim/adam.h"
 #include "parallel/apply.h"
 
 namespace torchtitan::train {

@@ -10,6 +10,7 @@
 #include "models/llama/model.h"
 #include "nn/whole_group.h"
 #include "ops/cross_entropy.h"
+#include "optim/adam.h"
 #include "train/step.h"
 
 namespace torchtitan::train::testing {
