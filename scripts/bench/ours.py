@@ -41,7 +41,7 @@ def main() -> None:
     spec = get_train_spec("llama3")
     world = build_world(config)
     model = build.build_model(spec, config, world, accumulation=1)
-    build.initialize(model, SEED)
+    model.initialize(SEED)
     shards = {s.name: s.value for g in model.applied.groups for s in g.shards}
     if weights.exists():
         for name, value in load_file(weights).items():
