@@ -75,7 +75,7 @@ simd::AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k) {
 }  // namespace
 
 bool takes(const at::Tensor& x) {
-  return x.is_cpu() &&
+  return (x.is_cpu() || x.is_meta()) &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
 }
 

@@ -28,7 +28,8 @@ def main() -> None:
     args = llama.llama3_args[options["flavor"]]
     args.max_seq_len = options["seq_len"]
     model = llama.Transformer(args)
-    model.init_weights()
+    with torch.no_grad():
+        model.init_weights()
     model.load_state_dict(load_file(weights), strict=False)
     loss_of = _loss
     if options["mode"] == "compile":

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "core/cpu_allocator.h"
+#include "core/memory_counter.h"
 #include "models/llama/model.h"
 #include "ops/cross_entropy.h"
 
@@ -128,6 +130,42 @@ TEST_P(SegmentsTest, AnUndefinedOutputGradientChangesNothing) {
       EXPECT_FALSE(gradient.defined());
     }
     for (const auto& leaf : own) EXPECT_TRUE(leaf.grad().eq(1).all().item<bool>());
+  }
+}
+
+TEST_P(SegmentsTest, OnMetaTheyTakeAndKeepTheSameMemory) {
+  struct Bytes {
+    int64_t kept, forward_peak, backward_peak;
+  };
+  const auto on = [](const TensorList& tensors, const at::Device& device) {
+    TensorList there;
+    for (const auto& tensor : tensors) {
+      there.push_back(tensor.detach().to(device).set_requires_grad(tensor.requires_grad()));
+      if (tensor.grad().defined()) there.back().mutable_grad() = tensor.grad().to(device);
+    }
+    return there;
+  };
+  const auto bytes = [&](size_t s, const at::Device& device, core::MemoryCounter& memory) {
+    const auto own = on(parameters(s), device);
+    const auto in = on(inputs(s), device);
+    std::unique_ptr<nn::Segment::Saved> saved;
+    const int64_t before = memory.live();
+    memory.reset_peak();
+    const auto out = model.segments[s]->forward(in, own, &saved);
+    Bytes result{memory.live() - before, memory.peak() - before, 0};
+    memory.reset_peak();
+    model.segments[s]->backward(std::move(saved), {at::ones_like(out[0])}, own);
+    result.backward_peak = memory.peak() - before;
+    return result;
+  };
+  if (c.dtype == at::kBFloat16) return;  // torch's own kernels, which allocate as they like
+  for (size_t s = 0; s < 3; ++s) {
+    const auto real = bytes(s, at::kCPU, core::cpu_memory());
+    const auto meta = bytes(s, at::kMeta, core::meta_memory());
+    EXPECT_NEAR(real.kept, meta.kept, 64) << s;
+    EXPECT_NEAR(real.forward_peak, meta.forward_peak, 64) << s;
+    // Scalars and the like; nothing that grows with the batch.
+    EXPECT_NEAR(real.backward_peak, meta.backward_peak, 1024) << s;
   }
 }
 
