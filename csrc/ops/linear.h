@@ -1,7 +1,8 @@
 // Products of a linear layer y = x w^T without autograd, into memory that is given.
 //   x [N, I], w [O, I], y and dy [N, O]: one dtype and device; rows may be strided.
 // float32 on a CPU goes to oneDNN where the loaded torch offers it and the product is
-// large enough to pay for the call; everything else to ATen.
+// large enough to pay for the call; everything else to ATen. On meta
+// nothing happens.
 #pragma once
 
 #include <ATen/core/Tensor.h>
