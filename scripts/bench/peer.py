@@ -60,7 +60,7 @@ def main() -> None:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     measure(options, STARTED, step)
 
