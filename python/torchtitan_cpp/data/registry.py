@@ -7,9 +7,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from torchtitan_cpp.data.python_stdlib import stdlib_files, stdlib_folder
+from torchtitan_cpp.data.python_stdlib import (
+    StandardLibrary,
+    stdlib_files,
+    stdlib_folder,
+)
 from torchtitan_cpp.data.records import (
     Cursor,
     DocumentSource,
@@ -17,7 +22,7 @@ from torchtitan_cpp.data.records import (
     bad_record,
     make_record,
 )
-from torchtitan_cpp.data.text_files import TextFiles, open_text_files
+from torchtitan_cpp.data.text_files import open_text_files
 
 SampleProcessor = Callable[[Any], Any]
 _HASHED_SAMPLES = 256
@@ -208,12 +213,12 @@ def _load_c4(path: str, *, split: str) -> Any:
     return load_dataset(path, name="en", split=split, streaming=True)
 
 
-def _load_python_stdlib(path: str) -> TextFiles:
-    folder = stdlib_folder().__class__(path)
+def _load_python_stdlib(path: str) -> StandardLibrary:
+    folder = Path(path)
     files = stdlib_files(folder)
     if not files:
         raise ValueError(f"python_stdlib: no Python sources in '{folder}'")
-    return TextFiles(files, root=folder)
+    return StandardLibrary(files, root=folder)
 
 
 DATASETS: dict[str, DatasetConfig] = {

@@ -1,5 +1,6 @@
 import datasets
 import pytest
+import torch
 from data_cases import ByteTokenizer, documents, job, loader, packed, write_jsonl
 
 from torchtitan_cpp.data import (
@@ -140,7 +141,9 @@ def test_the_default_data_come_with_python_and_the_package(tmp_path):
     one.check_ids_below(2048)
     batch, labels = next(one)
     assert batch["input"][0, 0] == tokenizer.bos_id
-    assert "import" in tokenizer.decode(batch["input"].flatten().tolist())
+    text = tokenizer.decode(batch["input"].flatten().tolist())
+    assert text.count("\n") > 20 and "=" in text  # lines of source code
+    assert torch.equal(batch["input"][:, 1:], labels[:, :-1])
     assert labels.max() < 2048
 
 

@@ -235,3 +235,24 @@ def test_the_standard_library_is_read_in_sorted_order_without_tests():
     parts = {part for name in files for part in Path(name).parts}
     assert not parts & {"test", "tests", "site-packages", "dist-packages"}
     assert all((stdlib_folder() / name).stat().st_size > 0 for name in files)
+
+
+def test_the_pieces_of_the_standard_library_are_its_files_cut_at_line_ends(tmp_path):
+    from torchtitan_cpp.data.python_stdlib import StandardLibrary
+
+    long = "".join(f"line {i} = {'x' * (i % 90)}\n" for i in range(300))
+    files = {"a.py": long, "b.py": "short = 1\n", "c.py": "no newline " * 900}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    source = StandardLibrary(list(files), root=tmp_path)
+    records = list(source.read([]))
+    pieces: dict[str, dict[int, str]] = {name: {} for name in files}
+    for record in records:
+        name, _, byte = record.place.rpartition(":byte ")
+        pieces[Path(name).name][int(byte)] = record.text
+    for name, text in files.items():
+        assert "".join(pieces[name][byte] for byte in sorted(pieces[name])) == text
+    assert all(text.endswith("\n") for text in pieces["a.py"].values())
+    order = [record.place for record in records]
+    assert order != sorted(order)
+    assert [r.place for r in source.read(records[2].cursor)] == order[3:]
