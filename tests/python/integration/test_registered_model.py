@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
 
 
 def test_a_function_that_applies_parallelism_is_refused(folder: Path) -> None:
-    source = example().replace('"state_dict_adapter": None', '"parallelize_fn": print')
+    source = example().replace("state_dict_adapter=None", "parallelize_fn=print")
     (folder / "my_model.py").write_text(source)
     output = train(folder, "--training.steps=1", fails=True)
     assert "parallelize_fn: expected None, found print" in output

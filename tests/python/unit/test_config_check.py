@@ -81,6 +81,13 @@ UNSUPPORTED = {
         ],
         ["--activation_checkpoint.selective_ac_option=op"],
     ),
+    "activation_checkpoint.determinism_check": (
+        [
+            "--activation_checkpoint.mode=full",
+            "--activation_checkpoint.determinism_check=none",
+        ],
+        ["--activation_checkpoint.determinism_check=none"],
+    ),
     "activation_checkpoint.early_stop": (
         ["--activation_checkpoint.mode=full", "--activation_checkpoint.early_stop"],
         ["--activation_checkpoint.early_stop"],
