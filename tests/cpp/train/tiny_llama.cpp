@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <mutex>
 
 #include "collectives/local_world.h"
@@ -67,9 +68,8 @@ void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, boo
         const auto rows = whole.narrow(0, shard.first_row, value.size(0));
         if (first) {
           rows.copy_(value);
-        } else {
-          EXPECT_TRUE(at::equal(rows, value))
-              << shard.name << " differs between replicas";
+        } else if (!at::equal(rows, value)) {
+          result.replicas_equal = false;
         }
       };
       place(result.gradients, shard.gradient);
@@ -96,8 +96,11 @@ Result run_step(const Problem& problem, const Layout& layout) {
       if (r / layout.shards == rank / layout.shards) shard_ranks.push_back(r);
       if (r % layout.shards == rank % layout.shards) replica_ranks.push_back(r);
     }
+    const auto wrapped = [&](const Group& group) {
+      return layout.wrap && group.size() > 1 ? layout.wrap(group, rank) : group;
+    };
     const auto axis = [&](const char* name, const std::vector<int64_t>& ranks) {
-      return ranks.size() == 1 ? Group(name) : world.group(rank, name, ranks);
+      return ranks.size() == 1 ? Group(name) : wrapped(world.group(rank, name, ranks));
     };
     const auto model = build_model(problem);
     using Policy = parallel::activation_checkpoint::Policy;
@@ -126,8 +129,8 @@ Result run_step(const Problem& problem, const Layout& layout) {
              targets, optim::AdamConfig{.update = kAdam,
                                         .implementation = optim::Implementation::kFused,
                                         .state_dtype = at::kDouble}),
-         .loss_axis =
-             layout.num_ranks() == 1 ? Group("loss") : world.group(rank, "loss"),
+         .loss_axis = layout.num_ranks() == 1 ? Group("loss")
+                                              : wrapped(world.group(rank, "loss")),
          .max_norm = kMaxNorm});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {
@@ -147,6 +150,8 @@ Result run_step(const Problem& problem, const Layout& layout) {
       if (rank / layout.shards != replica) continue;
       const std::lock_guard lock(mutex);
       collect(applied.groups, replica == 0, result);
+      result.shape = applied.shape;
+      result.program = applied.training_program;
       result.loss = last.loss.item<double>();
       result.grad_norm = last.grad_norm.item<double>();
     }
@@ -211,6 +216,36 @@ Result run_reference(const Problem& problem) {
     }
   }
   return result;
+}
+
+namespace {
+
+// |value - reference| <= tolerance * |reference| in the 2-norm. A NaN is not.
+std::string first_difference(const NamedTensors& values, const NamedTensors& references,
+                             double tolerance) {
+  if (values.size() != references.size()) return "the number of tensors";
+  for (const auto& [name, reference] : references) {
+    const double norm = reference.norm().item<double>();
+    const double error = values.at(name).sub(reference).norm().item<double>();
+    if (!(error <= (norm > 0 ? tolerance * norm : 1e-12))) return name;
+  }
+  return "";
+}
+
+bool is_close(double value, double reference) {
+  return std::abs(value - reference) <= 1e-10 * std::abs(reference);
+}
+
+}  // namespace
+
+std::string difference(const Result& result, const Result& reference) {
+  if (!is_close(result.loss, reference.loss)) return "loss";
+  if (!is_close(result.grad_norm, reference.grad_norm)) return "gradient norm";
+  const auto gradient = first_difference(result.gradients, reference.gradients, 1e-10);
+  if (!gradient.empty()) return "gradient of " + gradient;
+  const auto weight = first_difference(result.weights, reference.weights, 1e-9);
+  if (!weight.empty()) return "weight " + weight;
+  return result.replicas_equal ? "" : "replicas";
 }
 
 }  // namespace torchtitan::train::testing

@@ -4,10 +4,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "collectives/group.h"
 #include "models/llama/args.h"
 #include "parallel/apply.h"
 
@@ -23,6 +25,8 @@ struct Layout {
   bool recompute = false;
   int64_t overlap_depth = 1;
   bool early_optimizer_step = false;
+  // Called with every group of every rank; what it returns is used instead.
+  std::function<collectives::Group(const collectives::Group&, int64_t rank)> wrap = {};
 
   int64_t num_ranks() const { return shards * replicas; }
 };
@@ -51,16 +55,24 @@ struct Problem {
 struct Result {
   double loss = 0;  // of the last step
   double grad_norm = 0;
-  NamedTensors gradients;  // whole, of the last step, before clipping
-  NamedTensors weights;    // whole, after the last step
+  NamedTensors gradients;      // whole, of the last step, before clipping
+  NamedTensors weights;        // whole, after the last step
+  bool replicas_equal = true;  // gradients and weights, bit by bit
+  plan::StepShape shape;       // of rank 0
+  plan::Program program;
 };
 
 // Row r of the global batch goes to rank (r / B) % ranks, microbatch r / (B * ranks),
 // B = rows / (ranks * microbatches). Gradients and weights are put together from all
-// ranks' shards; replicas must be equal bit by bit.
+// ranks' shards.
 Result run_step(const Problem& problem, const Layout& layout);
 
 // The same by nn::forward over the whole batch, autograd and the AdamW definition.
 Result run_reference(const Problem& problem);
+
+// The first thing in which a result is not that of the reference; empty where it is:
+// loss, norm and gradients to 1e-10 of the reference's 2-norm (1e-12 where that is 0),
+// weights to 1e-9, replicas bit by bit.
+std::string difference(const Result& result, const Result& reference);
 
 }  // namespace torchtitan::train::testing
