@@ -34,11 +34,14 @@ std::map<std::string, int64_t> local_numels(const Problem& problem, int64_t shar
 
 // Gathers of a group in a step of `microbatches`. A gather is saved where the very next
 // computation uses the group again: the head's backward follows its forward, and the
-// embedding's next forward follows its backward. With kNever it is kept in between,
-// too.
-int64_t num_gathers(const std::string& group, Reshard reshard, int64_t microbatches) {
-  if (reshard == Reshard::kAlways) return 2 * microbatches;
-  const bool never = reshard == Reshard::kNever;
+// embedding's next forward follows its backward. With kAlways that needs a look ahead,
+// with kNever the gathered group is kept in between, too.
+int64_t num_gathers(const std::string& group, const Layout& layout) {
+  const int64_t microbatches = layout.num_microbatches;
+  if (layout.reshard == Reshard::kAlways && layout.overlap_depth == 0) {
+    return 2 * microbatches;
+  }
+  const bool never = layout.reshard == Reshard::kNever;
   if (group == "tok_embeddings") return never ? 1 : microbatches + 1;
   if (group == "head" || never) return microbatches;
   return 2 * microbatches;
