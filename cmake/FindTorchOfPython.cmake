@@ -31,5 +31,9 @@ target_link_libraries(torchtitan_libtorch INTERFACE
 target_link_options(torchtitan_libtorch INTERFACE -Wl,--allow-shlib-undefined)
 target_include_directories(torchtitan_libtorch SYSTEM BEFORE INTERFACE
   "${TORCHTITAN_TORCH_ROOT}/include" "${TORCHTITAN_TORCH_ROOT}/include/torch/csrc/api/include")
+# at::parallel_for lies in a header and runs on one thread where this flag is missing.
+# The library is torch's own, which has the same name as the compiler's.
+target_compile_options(torchtitan_libtorch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+target_link_options(torchtitan_libtorch INTERFACE -fopenmp)
 target_compile_definitions(torchtitan_libtorch INTERFACE
   AT_PER_OPERATOR_HEADERS USE_DISTRIBUTED USE_C10D_GLOO USE_RPC USE_TENSORPIPE)
