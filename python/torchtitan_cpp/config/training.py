@@ -23,7 +23,7 @@ class DataLoader:
     num_workers: NonNegative = 0
     """Workers per rank; 0 prepares batches in the training process."""
     persistent_workers: bool = False
-    """Keep the workers between epochs; needs num_workers > 0."""
+    """Needs num_workers > 0. Workers are threads and live as long as the run anyway."""
     pin_memory: bool = False
     """Put batches into pinned memory, for faster copies to a CUDA device."""
     prefetch_factor: Positive | None = None

@@ -66,7 +66,7 @@ def test_every_value_is_printed_with_its_origin(tmp_path: Path) -> None:
     done = command(tmp_path, "torchtitan_cpp.config", "--training.steps=3")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    steps = next(line for line in lines if "training.steps" in line or "steps = 3" in line)
+    steps = next(line for line in lines if line.startswith("steps = 3"))
     assert "flag" in steps
 
 

@@ -22,11 +22,13 @@ READ_BY_LOADING = {
     "experimental.custom_args_module",
     "model.tokenizer_path",
 }
-# A recomputation always draws the same numbers (they are counted, not drawn in a row)
-# and has the shapes of the first pass, so both values of these are honoured.
+# What these ask for is always so, and leaving it out would change no result: a
+# recomputation draws the same numbers (they are counted, not drawn in a row), and
+# workers are threads that live as long as the run.
 ALWAYS_SO = {
-    "activation_checkpoint.determinism_check",
     "activation_checkpoint.preserve_rng_state",
+    "training.dataloader.persistent_workers",
+    "validation.dataloader.persistent_workers",
 }
 WHOLLY_MISSING = {row.field for row in NOT_SUPPORTED_YET} - {
     "activation_checkpoint.mode",
