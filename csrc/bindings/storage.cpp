@@ -147,17 +147,20 @@ void bind_commit(py::module_& module) {
              "Create the folder that all ranks write a checkpoint into.");
   module.def("discard_staging", &discard_staging, Released(), py::arg("folder"),
              py::kw_only(), py::arg("step"), py::arg("id"),
-             "Delete the staging folder of a save that failed.");
+             "End a save that failed, as clean_up does for one that was killed.");
   module.def(
       "commit",
       [](const std::string& folder, const std::string& manifest,
          const std::optional<FaultHook>& fault_hook) {
-        return commit(folder, parse_manifest(manifest, "manifest to be written"),
-                      fault_hook.value_or(nullptr));
+        const Committed done =
+            commit(folder, parse_manifest(manifest, "manifest to be written"),
+                   fault_hook.value_or(nullptr));
+        return std::tuple(done.path, done.set_aside);
       },
       Released(), py::arg("folder"), py::kw_only(), py::arg("manifest"),
       py::arg("fault_hook") = py::none(),
-      "Publish a staging folder as step-N; returns its path, durable.");
+      "Publish a staging folder as step-N, durable; returns its path, and the path\n"
+      "that what was there before now has, or an empty text.");
   module.def(
       "list_checkpoints",
       [](const std::string& folder) {
@@ -188,8 +191,15 @@ void bind_commit(py::module_& module) {
       Released(), py::arg("folder"), py::kw_only(), py::arg("keep_latest"),
       py::arg("head"), py::arg("fault_hook") = py::none(),
       "Delete old checkpoints in the line of ancestors of head; returns their steps.");
-  module.def("remove_leftovers", &remove_leftovers, Released(), py::arg("folder"),
-             "Delete what killed processes left; returns the names.");
+  module.def(
+      "clean_up",
+      [](const std::string& folder) {
+        Leftovers leftovers = clean_up(folder);
+        return std::tuple(std::move(leftovers.removed), std::move(leftovers.set_aside));
+      },
+      Released(), py::arg("folder"),
+      "End what killed processes left; returns the names that were deleted, and the\n"
+      "new names of checkpoints that had just been replaced.");
 }
 
 }  // namespace

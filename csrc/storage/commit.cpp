@@ -23,6 +23,7 @@ using base::check_value;
 
 constexpr std::string_view kStepPrefix = "step-";
 constexpr std::string_view kStagingMark = ".tmp-";
+constexpr std::string_view kAsideMark = ".replaced-by-";
 constexpr std::string_view kTrashPrefix = ".trash-";
 constexpr int64_t kMaxManifestBytes = int64_t{1} << 30;
 
@@ -117,19 +118,18 @@ std::string trash_path(const std::string& folder, int64_t step, const std::strin
   return base::message(folder, '/', kTrashPrefix, step_name(step), '-', id);
 }
 
-void replace(const std::string& folder, const std::string& staging,
-             const std::string& target, const Manifest& manifest,
-             const FaultHook& hook) {
-  check_value(
-      is_folder(target) && fs::exists(target + "/" + std::string(kManifestName)),
-      target, ": exists and is no checkpoint of this program; move it away");
-  const std::string trash = trash_path(folder, manifest.step, manifest.id);
+// Returns where the replaced checkpoint is.
+std::string replace(const std::string& folder, const std::string& staging,
+                    const std::string& target, const Manifest& manifest,
+                    const FaultHook& hook) {
+  const std::string aside =
+      base::message(folder, '/', step_name(manifest.step), kAsideMark, manifest.id);
   if (::renameat2(AT_FDCWD, staging.c_str(), AT_FDCWD, target.c_str(),
                   RENAME_EXCHANGE) == 0) {
     reach(hook, "exchanged");
-    move(staging, trash);
+    move(staging, aside);
   } else if (errno == EINVAL || errno == ENOSYS) {
-    move(target, trash);
+    move(target, aside);
     reach(hook, "set aside");
     move(staging, target);
   } else {
@@ -137,7 +137,7 @@ void replace(const std::string& folder, const std::string& staging,
   }
   sync_folder(folder);
   reach(hook, "replaced");
-  remove_folder(trash);
+  return aside;
 }
 
 // Missing, unlisted or wrongly sized files of a checkpoint's folder; empty when none.
@@ -169,6 +169,34 @@ Manifest read_manifest_of(const std::string& path) {
   return parse_manifest(text, name);
 }
 
+// Where a process died between the exchange and the rename, the replaced checkpoint has
+// the name of the staging folder: the name that it was to get, else nullopt.
+std::optional<std::string> name_when_replaced(const std::string& folder,
+                                              const std::string& name) {
+  if (!is_marked(name, kStagingMark)) return std::nullopt;
+  const size_t mark = name.rfind(kStagingMark);
+  const std::string step = name.substr(0, mark);
+  const std::string id = name.substr(mark + kStagingMark.size());
+  try {
+    if (read_manifest_of(folder + "/" + step).id != id) return std::nullopt;
+  } catch (const std::exception&) {
+    return std::nullopt;  // step-N is not the checkpoint that was staged here
+  }
+  return base::message(step, kAsideMark, id);
+}
+
+// Returns the new name if there is something to keep.
+std::optional<std::string> remove_or_set_aside(const std::string& folder,
+                                               const std::string& leftover) {
+  const auto aside = name_when_replaced(folder, leftover);
+  if (aside) {
+    move(folder + "/" + leftover, folder + "/" + *aside);
+  } else {
+    remove_folder(folder + "/" + leftover);
+  }
+  return aside;
+}
+
 }  // namespace
 
 std::string create_staging(const std::string& folder, int64_t step,
@@ -185,11 +213,11 @@ std::string create_staging(const std::string& folder, int64_t step,
 }
 
 void discard_staging(const std::string& folder, int64_t step, const std::string& id) {
-  remove_folder(staging_path(folder, step, id));
+  remove_or_set_aside(folder, fs::path(staging_path(folder, step, id)).filename());
 }
 
-std::string commit(const std::string& folder, const Manifest& manifest,
-                   const FaultHook& hook) {
+Committed commit(const std::string& folder, const Manifest& manifest,
+                 const FaultHook& hook) {
   const std::string staging = staging_path(folder, manifest.step, manifest.id);
   const std::string target = folder + "/" + step_name(manifest.step);
   const std::string problem = compare_sizes(staging, manifest);
@@ -210,14 +238,15 @@ std::string commit(const std::string& folder, const Manifest& manifest,
       base::message(sha256(std::as_bytes(std::span(text))), "  ", kManifestName, '\n'));
   sync_folder(staging);
   reach(hook, "before rename");
+  std::string aside;
   if (move_to_free_name(staging, target)) {
     reach(hook, "renamed");
     sync_folder(folder);
   } else {
-    replace(folder, staging, target, manifest, hook);
+    aside = replace(folder, staging, target, manifest, hook);
   }
   reach(hook, "durable");
-  return target;
+  return {.path = target, .set_aside = aside};
 }
 
 FoundCheckpoint inspect_checkpoint(const std::string& path) {
@@ -238,7 +267,8 @@ FolderListing list_checkpoints(const std::string& folder) {
   for (const std::string& name : names_in(folder)) {
     const std::optional<int64_t> step = step_of(name);
     if (!step || !is_folder(folder + "/" + name)) {
-      if (name.find(kStepPrefix) != std::string::npos && !is_leftover(name)) {
+      const bool known = is_leftover(name) || is_marked(name, kAsideMark);
+      if (name.find(kStepPrefix) != std::string::npos && !known) {
         listing.ignored.push_back(name);
       }
       continue;
@@ -312,15 +342,17 @@ std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
   return deleted;
 }
 
-std::vector<std::string> remove_leftovers(const std::string& folder) {
-  std::vector<std::string> removed;
+Leftovers clean_up(const std::string& folder) {
+  Leftovers leftovers;
   for (const std::string& name : names_in(folder)) {
-    const std::string path = folder + "/" + name;
-    if (!is_leftover(name) || !is_folder(path)) continue;
-    remove_folder(path);
-    removed.push_back(name);
+    if (!is_leftover(name) || !is_folder(folder + "/" + name)) continue;
+    if (const auto aside = remove_or_set_aside(folder, name)) {
+      leftovers.set_aside.push_back(*aside);
+    } else {
+      leftovers.removed.push_back(name);
+    }
   }
-  return removed;
+  return leftovers;
 }
 
 }  // namespace torchtitan::storage

@@ -2,11 +2,12 @@
 //
 //   folder/step-10.tmp-<id>/   files are written here by all ranks, each made durable
 //   folder/step-10/            the same folder after manifest, fsync, rename, fsync
+//   folder/step-10.replaced-by-<id>/   what was step-10 before; kept, never read
 //   folder/.trash-step-10-<id>/   renamed first, then deleted
 //
 // So a folder named step-N is complete or not there, whatever moment a process dies at;
-// nothing inside one is ever written again. Only one process calls commit(), purge()
-// and remove_leftovers() of a folder.
+// nothing inside one is ever written again, and only purge() deletes one. Only one
+// process calls commit(), purge() and clean_up() of a folder.
 //
 // A FaultHook is called between the steps with the name of the point reached; tests
 // throw or exit from it. An empty one is the normal case.
@@ -28,17 +29,22 @@ using FaultHook = std::function<void(std::string_view point)>;
 std::string create_staging(const std::string& folder, int64_t step,
                            const std::string& id);
 
-// Deletes the staging folder of a save that failed.
+// Ends a save that failed, as clean_up() does for one that was killed.
 void discard_staging(const std::string& folder, int64_t step, const std::string& id);
 
-// Publishes the staging folder of manifest.step and manifest.id; returns the path of
-// the checkpoint, durable on return. Throws std::invalid_argument unless the staging
-// folder holds exactly the files of the manifest with their sizes, FileError if the
-// system refuses. An older checkpoint of the same step (damaged, or of a run that was
-// abandoned) is replaced in one atomic exchange where the file system can; a folder of
-// that name that holds no manifest is not ours and refused.
-std::string commit(const std::string& folder, const Manifest& manifest,
-                   const FaultHook& hook);
+struct Committed {
+  std::string path;
+  std::string set_aside;  // where what had that name before now is; empty: nothing
+};
+
+// Publishes the staging folder of manifest.step and manifest.id; durable on return.
+// Throws std::invalid_argument unless the staging folder holds exactly the files of the
+// manifest with their sizes, FileError if the system refuses. What had that name before
+// (a checkpoint that is damaged, of weights only or of a run that was abandoned, or a
+// foreign folder) is kept under another one; the two are exchanged at once where the
+// file system can.
+Committed commit(const std::string& folder, const Manifest& manifest,
+                 const FaultHook& hook);
 
 // A folder named step-N.
 struct FoundCheckpoint {
@@ -73,7 +79,13 @@ void verify_files(const std::string& path, const Manifest& manifest, int64_t par
 std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
                            const std::string& head, const FaultHook& hook);
 
-// Deletes what killed processes left: staging and trash folders. Returns their names.
-std::vector<std::string> remove_leftovers(const std::string& folder);
+struct Leftovers {
+  std::vector<std::string> removed;
+  std::vector<std::string> set_aside;  // their new names
+};
+
+// Ends what killed processes left: staging and trash folders are deleted, and a
+// checkpoint that had just been replaced gets its name.
+Leftovers clean_up(const std::string& folder);
 
 }  // namespace torchtitan::storage

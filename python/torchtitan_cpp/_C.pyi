@@ -788,14 +788,19 @@ class storage:
     def check_plain_name(name: str, *, where: str) -> None:
         """ValueError unless name is one file name without any way out of its folder."""
     @staticmethod
-    def commit(folder: str, *, manifest: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> str:
-        """Publish a staging folder as step-N; returns its path, durable."""
+    def clean_up(folder: str) -> tuple[list[str], list[str]]:
+        """End what killed processes left; returns the names that were deleted, and the
+        new names of checkpoints that had just been replaced."""
+    @staticmethod
+    def commit(folder: str, *, manifest: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> tuple[str, str]:
+        """Publish a staging folder as step-N, durable; returns its path, and the path
+        that what was there before now has, or an empty text."""
     @staticmethod
     def create_staging(folder: str, *, step: int, id: str) -> str:
         """Create the folder that all ranks write a checkpoint into."""
     @staticmethod
     def discard_staging(folder: str, *, step: int, id: str) -> None:
-        """Delete the staging folder of a save that failed."""
+        """End a save that failed, as clean_up does for one that was killed."""
     @staticmethod
     def dtype_name(dtype: torch.dtype) -> str:
         """Name of a torch dtype in safetensors, e.g. 'BF16'."""
@@ -812,9 +817,6 @@ class storage:
     @staticmethod
     def purge(folder: str, *, keep_latest: int, head: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> list[int]:
         """Delete old checkpoints in the line of ancestors of head; returns their steps."""
-    @staticmethod
-    def remove_leftovers(folder: str) -> list[str]:
-        """Delete what killed processes left; returns the names."""
     @staticmethod
     def verify_files(path: str, *, manifest: str, part: int, num_parts: int) -> None:
         """Compare size and SHA-256 of every num_parts-th file; ValueError names the first

@@ -18,6 +18,7 @@ from torchtitan_cpp.checkpoint.state import (
     TrainingState,
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.logging import logger
 
 
 def read_checkpoint(
@@ -36,6 +37,8 @@ def read_checkpoint(
     Args:
         wanted: of ``state.parts``, those to load.
         weights_only: take the weights only, whatever the checkpoint holds.
+    Returns:
+        What was read; its step is 0 where ``train_state`` is not wanted.
     Raises:
         ValueError: on all ranks: what differs, with the nearest name.
     """
@@ -61,8 +64,11 @@ def read_checkpoint(
     all_valid(ranks, f"loading {path}", check)
     check_unexpected(ranks, path, names, list(stored))
     all_agree(ranks, f"loading {path}", fill)
+    goes_on = is_full and not (
+        "train_state" in state.parts and "train_state" not in wanted
+    )
     return LoadedState(
-        step=manifest.step if is_full else 0,
+        step=manifest.step if goes_on else 0,
         path=path,
         scalars={part: v for part, v in manifest.scalars.items() if part in parts},
         gathered={part: v for part, v in manifest.gathered.items() if part in parts},

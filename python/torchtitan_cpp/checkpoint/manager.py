@@ -147,9 +147,12 @@ class CheckpointManager:
             loaded = read_checkpoint(
                 candidate, state, self._ranks, wanted=wanted, weights_only=False
             )
-            self._parent = candidate.manifest.id
-            self._saved_step = candidate.manifest.step
-            self._tell(f"Loaded {path}; training goes on after step {loaded.step}")
+            if loaded.step == candidate.manifest.step:
+                self._parent = candidate.manifest.id
+                self._saved_step = loaded.step
+                self._tell(f"Loaded {path}; training goes on after step {loaded.step}")
+            else:  # a new run, whose saves are no successors of this one
+                self._tell(f"Loaded {path}; training starts at step 1")
             return loaded
         if paths:
             raise CheckpointError(

@@ -84,8 +84,11 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
 
 def _open(folder: str, step: int) -> dict[str, Any]:
     """Rank 0: clean up after killed processes and make the folder to write into."""
-    for name in _C.storage.remove_leftovers(folder):
+    removed, set_aside = _C.storage.clean_up(folder)
+    for name in removed:
         logger.warning(f"Removed {name}, left in {folder} by a process that was killed")
+    for name in set_aside:
+        logger.warning(f"Kept as {os.path.join(folder, name)}: what was replaced")
     checkpoints, _ = _C.storage.list_checkpoints(folder)
     texts = [found.manifest for found in checkpoints]
     sequences = [parse_manifest(text).sequence for text in texts if text is not None]
@@ -171,9 +174,12 @@ def _publish(
         scalars=scalars,
         gathered=gathered,
     )
-    return _C.storage.commit(
+    path, set_aside = _C.storage.commit(
         request.folder, manifest=manifest.dump(), fault_hook=request.fault_hook
     )
+    if set_aside:
+        logger.warning(f"{path} was there already; it is kept as {set_aside}")
+    return path
 
 
 def _check_same_parts(reports: Sequence[Mapping[str, Any]]) -> None:

@@ -90,7 +90,7 @@ class LoadedState:
     """What a load returned; the tensors were filled in place."""
 
     step: int
-    """Steps done. 0 after a load of weights only: training starts at step 1."""
+    """Steps done. 0 after a load without ``train_state``: training starts at step 1."""
     path: str
     scalars: Mapping[str, Json]
     """As saved, without excluded parts; empty after a load of weights only."""

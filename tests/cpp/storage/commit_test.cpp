@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <random>
+#include <set>
 
 #include "base/errors.h"
 #include "storage/safetensors_file.h"
@@ -31,27 +32,28 @@ struct Save {
 };
 
 // One scalar tensor whose value is the sequence number.
-void save(const std::string& folder, const Save& what, const FaultHook& hook = {}) {
+Committed save(const std::string& folder, const Save& what,
+               const FaultHook& hook = {}) {
   const std::string id = id_of(what.sequence);
   const std::string staging = create_staging(folder, what.step, id);
   SafetensorsWriter writer(staging + "/rank-00000.safetensors",
                            {{"w", Dtype::kI64, {}}}, {});
   writer.append("w", std::as_bytes(std::span(&what.sequence, 1)));
-  commit(folder,
-         {.step = what.step,
-          .id = id,
-          .parent = what.parent == 0 ? "" : id_of(what.parent),
-          .sequence = what.sequence,
-          .content = what.content,
-          .world_size = 1,
-          .config_hash = "",
-          .torch_version = "",
-          .torchtitan_cpp_version = "",
-          .files = {writer.finish()},
-          .tensors = {{"w", "model", Dtype::kI64, {}, {{0, "w", {{}, {}}}}}},
-          .scalars = Json::Object{},
-          .gathered = Json::Object{}},
-         hook);
+  return commit(folder,
+                {.step = what.step,
+                 .id = id,
+                 .parent = what.parent == 0 ? "" : id_of(what.parent),
+                 .sequence = what.sequence,
+                 .content = what.content,
+                 .world_size = 1,
+                 .config_hash = "",
+                 .torch_version = "",
+                 .torchtitan_cpp_version = "",
+                 .files = {writer.finish()},
+                 .tensors = {{"w", "model", Dtype::kI64, {}, {{0, "w", {{}, {}}}}}},
+                 .scalars = Json::Object{},
+                 .gathered = Json::Object{}},
+                hook);
 }
 
 // "300!,110,200": steps in the listing's order, ! for a problem.
@@ -176,13 +178,16 @@ TEST(Commit, DyingAtAnyPointNeverLosesAnAcknowledgedCheckpoint) {
         EXPECT_EQ(found.problem, "");
       }
       // The next save cleans up and works.
-      remove_leftovers(folder.path());
+      clean_up(folder.path());
       save(folder.path(), {.step = 5, .sequence = 5, .parent = newest});
       EXPECT_EQ(newest_value(folder.path()), 5);
+      std::set<int64_t> left;  // sequence numbers
       for (const auto& entry : fs::directory_iterator(folder.path())) {
         EXPECT_TRUE(entry.path().filename().string().starts_with("step-"));
         EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos);
+        left.insert(inspect_checkpoint(entry.path()).manifest->sequence);
       }
+      EXPECT_TRUE(left.contains(3)) << point;  // replaced or not
     }
   }
 }
@@ -200,7 +205,35 @@ TEST(Commit, FailureLeavesOlderCheckpointsAndCanBeDiscarded) {
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
 }
 
-TEST(Commit, ReplacesADamagedCheckpointButNeverAForeignFolder) {
+TEST(Commit, KeepsWhatItReplacesUnderAnotherName) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});
+  const Committed done = save(folder.path(), {.step = 7, .sequence = 2, .parent = 0});
+  EXPECT_EQ(done.path, folder / "step-7");
+  EXPECT_EQ(done.set_aside, folder / ("step-7.replaced-by-" + id_of(2)));
+  EXPECT_EQ(newest_value(folder.path()), 2);
+  EXPECT_EQ(inspect_checkpoint(done.set_aside).manifest->sequence, 1);
+  EXPECT_TRUE(list_checkpoints(folder.path()).ignored.empty());
+  EXPECT_EQ(save(folder.path(), {.step = 8, .sequence = 3, .parent = 2}).set_aside, "");
+  EXPECT_EQ(purge(folder.path(), 1, id_of(3), {}), std::vector<int64_t>{7});
+  EXPECT_TRUE(fs::exists(done.set_aside));
+}
+
+TEST(Commit, AFailureBehindTheExchangeKeepsBoth) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});
+  const auto fail = [](std::string_view point) {
+    if (point == "exchanged") throw std::runtime_error("disk");
+  };
+  EXPECT_THROW(save(folder.path(), {.step = 7, .sequence = 2, .parent = 0}, fail),
+               std::runtime_error);
+  discard_staging(folder.path(), 7, id_of(2));
+  EXPECT_EQ(newest_value(folder.path()), 2);
+  const auto aside = folder / ("step-7.replaced-by-" + id_of(2));
+  EXPECT_EQ(inspect_checkpoint(aside).manifest->sequence, 1);
+}
+
+TEST(Commit, MovesADamagedCheckpointOrAForeignFolderOutOfTheWay) {
   const TemporaryFolder folder;
   save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});
   fs::resize_file(folder / "step-7/rank-00000.safetensors", 3);
@@ -210,9 +243,9 @@ TEST(Commit, ReplacesADamagedCheckpointButNeverAForeignFolder) {
 
   fs::create_directory(folder / "step-8");
   write_text(folder / "step-8/notes", "mine");
-  EXPECT_THROW(save(folder.path(), {.step = 8, .sequence = 3, .parent = 2}),
-               std::invalid_argument);
-  EXPECT_EQ(read_text(folder / "step-8/notes", 10), "mine");
+  const auto done = save(folder.path(), {.step = 8, .sequence = 3, .parent = 2});
+  EXPECT_EQ(newest_value(folder.path()), 3);
+  EXPECT_EQ(read_text(done.set_aside + "/notes", 10), "mine");
 }
 
 TEST(List, TakesOnlyRealFoldersNamedStepN) {
@@ -314,7 +347,7 @@ TEST(Leftovers, OnlyFoldersOfItsOwnNamesAreRemoved) {
   fs::create_directory_symlink(elsewhere.path(), folder / ("step-5.tmp-" + id));
   fs::create_directory_symlink(elsewhere.path(),
                                folder / ("step-1.tmp-" + id + "/link"));
-  EXPECT_EQ(remove_leftovers(folder.path()),
+  EXPECT_EQ(clean_up(folder.path()).removed,
             (std::vector<std::string>{".trash-step-2-" + id, "step-1.tmp-" + id}));
   EXPECT_TRUE(fs::exists(elsewhere / "keep"));
   EXPECT_TRUE(fs::exists(folder / ".trash-mine"));

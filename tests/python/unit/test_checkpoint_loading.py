@@ -76,16 +76,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_or_refused_by_name(
     assert "step-20" in caplog.text
     with pytest.raises(CheckpointError, match="step-20"):
         load(tmp_path, replace(ENABLED, load_step=20))
-    # The damaged one is replaced when training comes there again.
+    # The damaged one gets out of the way when training comes there again.
     run = manager(tmp_path)
     run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS))
-    state = state_of(example_tensors(21), ONE, 0, scalars=SCALARS)
-    if damage == "no manifest":
-        with pytest.raises(CheckpointError, match="move it away"):
-            run.save(20, state)
-    else:
-        run.save(20, state)
-        assert load(tmp_path) == (load(tmp_path)[0], 21)
+    run.save(20, state_of(example_tensors(21), ONE, 0, scalars=SCALARS))
+    assert load(tmp_path)[1] == 21
+    assert "step-20 was there already; it is kept as" in caplog.text
+    (kept,) = (tmp_path / "checkpoint").glob("step-20.replaced-by-*")
+    assert any(kept.iterdir())
 
 
 def test_training_never_starts_over_when_every_checkpoint_is_damaged(
@@ -160,6 +158,32 @@ def test_excluded_parts_are_left_alone(tmp_path: Path) -> None:
         assert is_box_of(entry, example_tensors(10)[entry.name]) == expected
     with pytest.raises(ValueError, match="no part 'optimiser' .nearest: optimizer"):
         load(tmp_path, replace(ENABLED, exclude_from_loading=["optimiser"]))
+
+
+def test_without_train_state_a_new_run_starts_and_saves_every_step_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step of the former run is neither taken for saved, nor purged, nor lost."""
+    save_steps(tmp_path, 10, 20)
+    settings = replace(ENABLED, exclude_from_loading=["train_state"], keep_latest_k=1)
+    run = manager(tmp_path, settings)
+    caplog.set_level("INFO", logger="torchtitan_cpp")
+    loaded = run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS))
+    assert loaded.step == 0 and "train_state" not in loaded.scalars
+    assert "training starts at step 1" in caplog.text
+    for step, seed in ((10, 11), (20, 21)):
+        assert run.should_save(step)
+        run.save(step, state_of(example_tensors(seed), ONE, 0, scalars=SCALARS))
+    assert load(tmp_path)[1] == 21
+    kept = sorted((tmp_path / "checkpoint").glob("*.replaced-by-*"))
+    assert [path.name.partition(".")[0] for path in kept] == ["step-10", "step-20"]
+    assert all(path.name in caplog.text for path in kept)
+    for path, seed in zip(kept, (10, 20), strict=True):
+        initial = replace(ENABLED, folder="new", initial_load_path=str(path))
+        target = state_of(example_tensors(), ONE, 0, zeros=True)
+        manager(tmp_path, initial).load(target)
+        models = [entry for entry in target.tensors if entry.kind == "model"]
+        assert all(is_box_of(e, example_tensors(seed)[e.name]) for e in models)
 
 
 def test_names_shapes_and_dtypes_must_agree(tmp_path: Path) -> None:
