@@ -40,7 +40,7 @@ class Chain {
     for (const auto& spec : model.groups) {
       groups_.push_back(
           std::make_unique<WholeGroup>(spec, meta, collectives::Group("alone")));
-      groups_.back()->begin_step();
+      groups_.back()->zero_gradient();
     }
   }
 

@@ -57,8 +57,10 @@ class ParameterGroup {
   virtual const collectives::Group& shard_axis() const = 0;
   virtual const collectives::Group& replica_axis() const = 0;
 
-  // Gradient is zero and, for whole parameters, leaves hold the new master values.
-  virtual void begin_step() = 0;
+  // Leaves of whole parameters hold the new master values. Others do so when gathered.
+  virtual void refresh() = 0;
+  // A step begins with it: gradient is zero.
+  virtual void zero_gradient() = 0;
 
   // Leaves are valid between wait_unshard() and reshard().
   virtual void start_unshard() = 0;

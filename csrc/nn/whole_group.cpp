@@ -16,9 +16,13 @@ WholeGroup::WholeGroup(ParameterGroupSpec spec, GroupOptions options,
   gradient_views_ = whole_views(gradient_);
 }
 
-void WholeGroup::begin_step() {
+void WholeGroup::refresh() {
   const c10::AutoGradMode off(false);
   if (!compute_.is_same(master_)) compute_.copy_(master_);
+}
+
+void WholeGroup::zero_gradient() {
+  const c10::AutoGradMode off(false);
   gradient_.zero_();
   attach_gradients(gradient_views_);
 }

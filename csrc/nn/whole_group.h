@@ -15,12 +15,13 @@ class WholeGroup final : public ParameterGroup {
 
   const collectives::Group& shard_axis() const override { return alone_; }
   const collectives::Group& replica_axis() const override { return replicas_; }
-  void begin_step() override;
+  void refresh() override;
+  void zero_gradient() override;
   void start_unshard() override {}
   void wait_unshard() override {}
   void reshard() override {}
   bool gathered() const override { return true; }
-  void prepare_gradients() override {}  // begin_step() attached them
+  void prepare_gradients() override {}  // zero_gradient() attached them
   void start_reduce() override {}
   void wait_reduce() override {}
 

@@ -40,7 +40,10 @@ Step::Step(StepParts parts)
 StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
                      int64_t step) {
   const c10::AutoGradMode off(false);
-  for (const auto& group : parts_.groups) group->begin_step();
+  for (const auto& group : parts_.groups) {
+    group->refresh();
+    group->zero_gradient();
+  }
   result_ = {};
   result_.local_tokens = count_tokens(microbatches);
   const auto options = result_.local_tokens.options();
@@ -55,7 +58,7 @@ Evaluation Step::evaluate(Batch batch) {
   const c10::AutoGradMode off(false);
   std::vector<Batch> batches{std::move(batch)};
   const auto num_tokens = count_tokens(batches);
-  for (const auto& group : parts_.groups) group->begin_step();
+  for (const auto& group : parts_.groups) group->refresh();
   executor_.run(parts_.evaluation_program, std::move(batches),
                 [](const plan::Action&) {});
   return {executor_.loss_sum(), num_tokens};

@@ -33,7 +33,9 @@ struct StepResult {
   at::Tensor num_tokens;    // valid tokens of the global batch, float64
   at::Tensor local_loss;    // sum of cross-entropy on this rank
   at::Tensor local_tokens;  // valid tokens on this rank, float64
-  at::Tensor finite;        // 0 where loss or norm is not finite: nothing was changed
+  // 0 where loss or norm is not finite: nothing was changed, or, where groups step one
+  // by one during backward, only those whose own gradient is finite.
+  at::Tensor finite;
 };
 
 struct Evaluation {
@@ -49,8 +51,8 @@ class Step {
   // bias correction). Each batch has "labels" [B, S] int64, -100 where not counted.
   StepResult run(std::vector<Batch> microbatches, double learning_rate, int64_t step);
 
-  // Loss without gradients (those of the last step become zero); all ranks of sharded
-  // groups must call it together.
+  // Loss without gradients (those of the last step stay); all ranks of sharded groups
+  // must call it together.
   Evaluation evaluate(Batch batch);
 
   const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups() const {

@@ -229,7 +229,7 @@ class Trainer:
                 if stopping:
                     break
                 if self.validator and self.validator.should_validate(self.step):
-                    self.check_finite()  # evaluation would wipe the bad gradients
+                    self.check_finite()  # rather than a loss of bad weights
                     self.validator.validate(self.model_parts, self.step)
                 if profiler:
                     profiler.step()

@@ -58,7 +58,7 @@ void ShardedGroup::for_each_piece(const nn::TensorList& whole, const at::Tensor&
   }
 }
 
-void ShardedGroup::begin_step() {
+void ShardedGroup::zero_gradient() {
   const c10::AutoGradMode off(false);
   gradient_.zero_();
 }

@@ -20,7 +20,8 @@ class ShardedGroup final : public nn::ParameterGroup {
 
   const collectives::Group& shard_axis() const override { return shard_axis_; }
   const collectives::Group& replica_axis() const override { return replicas_; }
-  void begin_step() override;
+  void refresh() override {}
+  void zero_gradient() override;
   void start_unshard() override;
   void wait_unshard() override;
   void reshard() override;

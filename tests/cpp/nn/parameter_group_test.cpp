@@ -29,11 +29,12 @@ TEST(WholeGroup, LeavesAreTheMasterValuesWhereDtypesAgree) {
   EXPECT_TRUE(at::equal(group.leaves()[1], at::full({4}, 2.0f)));
 }
 
-TEST(WholeGroup, LeavesAreCastAtTheBeginOfAStepWhereDtypesDiffer) {
+TEST(WholeGroup, LeavesAreCastByARefreshWhereDtypesDiffer) {
   WholeGroup group(spec(), options(at::kFloat, at::kBFloat16),
                    collectives::Group("dp"));
   group.initialize(1);
-  group.begin_step();
+  group.refresh();
+  group.zero_gradient();
   for (size_t slot = 0; slot < 3; ++slot) {
     EXPECT_TRUE(
         at::equal(group.leaves()[slot], group.shards()[slot].value.to(at::kBFloat16)));
@@ -43,10 +44,10 @@ TEST(WholeGroup, LeavesAreCastAtTheBeginOfAStepWhereDtypesDiffer) {
 
 TEST(WholeGroup, AStepBeginsWithZeroGradientsInPlace) {
   WholeGroup group(spec(), options(at::kFloat, at::kFloat), collectives::Group("dp"));
-  group.begin_step();
+  group.zero_gradient();
   group.leaves()[0].mutable_grad().add_(3.0);
   EXPECT_EQ(group.gradient().sum().item<float>(), 45.0f);
-  group.begin_step();
+  group.zero_gradient();
   EXPECT_EQ(group.gradient().sum().item<float>(), 0.0f);
 }
 

@@ -22,14 +22,14 @@ class Dot final : public nn::AutogradSegment {
 };
 
 struct Fixture {
-  explicit Fixture(double max_norm) {
+  explicit Fixture(double max_norm, at::ScalarType compute_dtype = at::kDouble) {
     model.groups = {{"w", {{"w", {4}, nn::Init::constant(1.0)}}}};
     model.segments = {std::make_shared<Dot>()};
     applied = parallel::apply(
         model, {.shards = collectives::Group("fsdp"),
                 .replicas = collectives::Group("dp_replicate"),
                 .parameters = {.master_dtype = at::kDouble,
-                               .compute_dtype = at::kDouble,
+                               .compute_dtype = compute_dtype,
                                .reduce_dtype = at::kDouble,
                                .device = at::Device(at::kCPU)},
                 .reshard_after_forward = plan::Reshard::kDefault,
@@ -96,6 +96,16 @@ TEST(Step, EvaluationGivesTheSumOfTheValidTokens) {
   const auto evaluation = f.step->evaluate(Fixture::batch({3, 6, 9, 0}));
   EXPECT_DOUBLE_EQ(evaluation.loss_sum.item<double>(), 9.0);
   EXPECT_EQ(evaluation.num_tokens.item<double>(), 3.0);
+}
+
+TEST(Step, EvaluationSeesTheWeightsOfTheLastStepAndKeepsItsGradient) {
+  Fixture f(/*max_norm=*/100.0, /*compute_dtype=*/at::kFloat);
+  f.step->run({Fixture::batch({3, 6, 9, 0})}, 0.1, 1);
+  const auto gradient = f.group->gradient().clone();
+  const auto evaluation = f.step->evaluate(Fixture::batch({3, 6, 9, 0}));
+  EXPECT_NEAR(evaluation.loss_sum.item<double>(), 9.0 * 0.9, 1e-5);
+  EXPECT_EQ(gradient[1].item<double>(), 2.0);
+  EXPECT_TRUE(at::equal(f.group->gradient(), gradient));
 }
 
 TEST(Step, RefusesBatchesWithoutLabelsOrValues) {
