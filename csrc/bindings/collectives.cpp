@@ -167,6 +167,9 @@ void bind_processes(py::module_& module) {
             watch.set_timeout(to_milliseconds(seconds));
           },
           "Longest wait for one operation.")
+      .def_property(
+          "patient", &Watch::patient, &Watch::set_patient,
+          "Whether waits have no deadline, as long as a heartbeat guards them.")
       .def_property("step", &Watch::step, &Watch::set_step,
                     "Training step, for messages; -1 before the first.")
       .def_property_readonly("aborted", &Watch::aborted, "Whether abort() was called.")
@@ -194,7 +197,9 @@ void bind_processes(py::module_& module) {
            Released())
       .def("report", &Heartbeat::report, py::arg("cause"), Released(),
            "Publish why this rank ends the run; returns the first cause of all ranks.")
-      .def("stop", &Heartbeat::stop, Released(), "End the thread.");
+      .def("stop", &Heartbeat::stop, Released(), "End the thread.")
+      .def("leave", &Heartbeat::leave, Released(),
+           "End the thread of a rank that has done its part of the run.");
 
   module.def(
       "c10d_group",

@@ -57,7 +57,8 @@ std::string last_step(const Beat& beat) {
 std::string lost_text(const Sighting& sighting, int64_t unix_ms) {
   if (!sighting.beat) return name_of(sighting) + " has never answered";
   const Beat& beat = *sighting.beat;
-  if (sighting.ended) return name_of(sighting) + " has died; " + last_step(beat);
+  const char* const ended = beat.left ? " has left the run; " : " has died; ";
+  if (sighting.ended) return name_of(sighting) + ended + last_step(beat);
   const int64_t age = std::max<int64_t>(unix_ms - beat.unix_ms, 0);
   return name_of(sighting) + " has not answered for " + seconds_text(age) + "; " +
          last_step(beat);
@@ -81,6 +82,7 @@ std::string join_parts(const std::vector<std::string>& parts) {
 }
 
 std::string seen_by(const Failure& failure, int64_t rank) {
+  if (failure.what.empty()) return " (seen by rank " + std::to_string(rank) + ")";
   return " (rank " + std::to_string(rank) + " waits for " + failure.what + ")";
 }
 
@@ -89,7 +91,7 @@ std::string seen_by(const Failure& failure, int64_t rank) {
 std::string Beat::to_text() const {
   std::ostringstream text;
   text << number << ' ' << pid << ' ' << step << ' ' << unix_ms << ' ' << idle_ms << ' '
-       << host << ' ' << processes << ' ' << waits_for;
+       << left << ' ' << host << ' ' << processes << ' ' << waits_for;
   return text.str();
 }
 
@@ -97,7 +99,7 @@ std::optional<Beat> Beat::from_text(const std::string& text) {
   std::istringstream in(text);
   Beat beat;
   in >> beat.number >> beat.pid >> beat.step >> beat.unix_ms >> beat.idle_ms >>
-      beat.host >> beat.processes;
+      beat.left >> beat.host >> beat.processes;
   if (in.fail() || in.get() != ' ') return std::nullopt;
   std::getline(in, beat.waits_for);
   return beat;

@@ -17,6 +17,7 @@ struct Beat {
   int64_t step = -1;
   int64_t unix_ms = 0;    // when it was written, on the writer's clock
   int64_t idle_ms = 0;    // since the rank last waited in a collective; 0 while it does
+  bool left = false;      // has done its part of the run; this is its last beat
   std::string host;       // no spaces
   std::string processes;  // equal where process ids mean the same: a namespace
   std::string waits_for;  // empty while it waits for nobody

@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 
 // c10d's own timeout must never come first: it closes the connections of the group.
 constexpr auto kC10dMargin = 60s;
+constexpr auto kC10dPatience = std::chrono::hours(24 * 365);
 
 // torch 2.13 renamed these; both names must compile, so they depend on a parameter.
 template <class PG>
@@ -158,11 +159,10 @@ class C10dWork : public Work {
     auto pause = 5us;
     for (int64_t round = 0; !work_->isCompleted(); ++round) {
       if (watch_->aborted()) watch_->throw_cause();
-      const auto timeout = watch_->timeout();
-      if (Watch::Clock::now() - start > timeout) {
+      if (watch_->expired(start)) {
+        const std::chrono::duration<double> seconds = watch_->timeout();
         std::ostringstream error;
-        error << "not complete after " << std::chrono::duration<double>(timeout).count()
-              << " s";
+        error << "not complete after " << seconds.count() << " s";
         watch_->fail({what_, error.str(), true});
       }
       if (round < 10) {
@@ -220,7 +220,8 @@ class C10dBackend : public Backend {
 
  private:
   C10dWorkPtr start_c10d(Operation& operation, Tensor& received) {
-    const auto timeout = watch_->timeout() + kC10dMargin;
+    const std::chrono::milliseconds timeout =
+        watch_->patient() ? kC10dPatience : watch_->timeout() + kC10dMargin;
     const int peer = static_cast<int>(operation.peer);
     const int tag = static_cast<int>(operation.tag);
     switch (operation.verb) {

@@ -21,6 +21,9 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
+// Intervals after which a rank that beats no more is lost even if it may be busy.
+constexpr int kLongSilence = 30;
+
 // Published once by whoever finds out first why the run has to end.
 const std::string kCauseKey = "cause";
 
@@ -47,6 +50,7 @@ struct Heartbeat::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool stopping = false;
+  bool leaving = false;
   bool stopped = false;
   bool store_lost = false;
   std::optional<Failure> question;   // from explain()
@@ -57,14 +61,20 @@ struct Heartbeat::State {
   std::optional<Clock::time_point> asked;
   std::vector<Sighting> sightings;
 
+  // What the thread knows of the rank that it follows.
+  int64_t followed_number = -1;
+  Clock::time_point followed_at{};
+  bool suspects = false;
+
   // How long a beat must stand still before its rank counts as silent.
   milliseconds patience() const { return 3 * options.interval + 200ms; }
   // How long a question may take before the store itself is blamed.
   milliseconds limit() const { return patience() + 2 * options.interval + 1s; }
 
-  void beat() {
+  void beat(bool left = false) {
     Beat own = own_beat(*watch);
     own.number = number++;
+    own.left = left;
     store->set(beat_key(options.rank), to_bytes(own.to_text()));
   }
 
@@ -102,11 +112,43 @@ struct Heartbeat::State {
     return lost || now - *asked > patience();
   }
 
-  std::string conclude(const Failure& failure) {
+  std::optional<std::string> culprit(const Failure& failure) const {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     const int64_t unix_ms = std::chrono::duration_cast<milliseconds>(now).count();
-    const auto line = blame(sightings, failure, options.rank, unix_ms);
-    return publish(line.value_or(failure.what + ": " + failure.error));
+    return blame(sightings, failure, options.rank, unix_ms);
+  }
+
+  std::string conclude(const Failure& failure) {
+    return publish(culprit(failure).value_or(failure.what + ": " + failure.error));
+  }
+
+  // Whether the rank that this one follows seems to be lost.
+  bool misses_next() {
+    const int64_t next = (options.rank + 1) % options.size;
+    if (next == options.rank) return false;
+    const auto text = read(beat_key(next));
+    const std::optional<Beat> beat = text ? Beat::from_text(*text) : std::nullopt;
+    if (beat && beat->left) return false;
+    const auto now = Clock::now();
+    const int64_t now_number = beat ? beat->number : -2;
+    if (now_number != followed_number) {
+      followed_number = now_number;
+      followed_at = now;
+    }
+    return (beat && has_ended(*beat, own_beat(*watch))) ||
+           now - followed_at > kLongSilence * options.interval;
+  }
+
+  // While the watch is patient: the published line, once some rank is lost.
+  std::optional<std::string> guard() {
+    suspects = suspects || misses_next();
+    if (!suspects || !look()) return std::nullopt;
+    const auto waiting = watch->waiting();
+    const auto line = culprit({waiting ? waiting->what : "", ""});
+    suspects = false;
+    asked.reset();
+    sightings.clear();
+    return line ? std::optional(publish(*line)) : std::nullopt;
   }
 
   // One turn of the thread.
@@ -119,7 +161,11 @@ struct Heartbeat::State {
     lock.unlock();
     if (!known && own_cause) known = publish(*own_cause);
     if (!known && failure && look()) known = conclude(*failure);
-    if (!known) return;
+    if (!known && !failure && watch->patient()) known = guard();
+    if (!known) {
+      watch->set_guarded_until(Clock::now() + kLongSilence * options.interval);
+      return;
+    }
     watch->abort(*known);
     lock.lock();
     answer = known;
@@ -140,6 +186,9 @@ struct Heartbeat::State {
           return stopping || (!busy && question && !answer) || (cause && !answer);
         });
       }
+      const bool left = leaving;
+      lock.unlock();
+      if (left) beat(/*left=*/true);
     } catch (const std::exception&) {
       const std::scoped_lock lock(mutex);
       store_lost = true;
@@ -211,6 +260,14 @@ void Heartbeat::stop() {
   state_->stopping = true;
   state_->changed.notify_all();
   state_->changed.wait_for(lock, 1s, [this] { return state_->stopped; });
+}
+
+void Heartbeat::leave() {
+  {
+    const std::scoped_lock lock(state_->mutex);
+    state_->leaving = true;
+  }
+  stop();
 }
 
 }  // namespace torchtitan::collectives

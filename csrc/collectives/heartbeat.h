@@ -12,6 +12,11 @@
 //  * after a timeout, else the ranks that beat but wait for nobody ("has stalled");
 //  * after a timeout, else what each of the first ranks waits for: they do not match;
 //  * else the error as it came.
+//
+// While the watch is patient, the thread guards it: it follows the beat of the next
+// rank (that of rank 0 for the last one), so that every rank is followed by one other,
+// and ends all waits with such a line once that rank's process has ended or its beat
+// has stood still for thirty intervals.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -55,6 +60,8 @@ class Heartbeat {
 
   // Ends the thread, which is left behind if the store holds it for more than a second.
   void stop();
+  // stop() of a rank that has done its part: nobody misses it.
+  void leave();
 
   struct State;  // of heartbeat.cpp
 

@@ -39,6 +39,12 @@ void Watch::set_timeout(std::chrono::milliseconds timeout) {
   timeout_.store(timeout);
 }
 
+bool Watch::expired(Clock::time_point start) const {
+  const auto now = Clock::now();
+  if (patient() && now < guarded_until_.load()) return false;
+  return now - start > timeout();
+}
+
 std::optional<Watch::Waiting> Watch::waiting() const {
   const std::scoped_lock lock(mutex_);
   if (waiting_.empty()) return std::nullopt;

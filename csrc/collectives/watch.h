@@ -1,5 +1,9 @@
 // What ends a wait other than completion: a deadline and an abort. One Watch is shared
 // by the c10d groups of a process, and by the heartbeat, which can say whom to blame.
+//
+// A patient watch has no deadline, for ranks that wait while another one works for as
+// long as it takes, such as saving a checkpoint. It is so only while the heartbeat says
+// that it would notice if that rank were lost.
 #pragma once
 
 #include <atomic>
@@ -50,6 +54,13 @@ class Watch {
   std::chrono::milliseconds timeout() const { return timeout_.load(); }
   void set_timeout(std::chrono::milliseconds timeout);
 
+  bool patient() const { return patient_.load(); }
+  void set_patient(bool patient) { patient_.store(patient); }
+  // Until then a rank that is lost would be noticed, and the waits aborted.
+  void set_guarded_until(Clock::time_point time) { guarded_until_.store(time); }
+  // Whether a wait that began at `start` has lasted too long.
+  bool expired(Clock::time_point start) const;
+
   // The training step this rank is in, for messages; -1 before the first.
   int64_t step() const { return step_.load(); }
   void set_step(int64_t step) { step_.store(step); }
@@ -77,6 +88,8 @@ class Watch {
   std::atomic<std::chrono::milliseconds> timeout_;
   std::atomic<int64_t> step_ = -1;
   std::atomic<bool> aborted_ = false;
+  std::atomic<bool> patient_ = false;
+  std::atomic<Clock::time_point> guarded_until_ = Clock::time_point::min();
   std::atomic<Clock::time_point> last_wait_end_;
   mutable std::mutex mutex_;
   std::string cause_;

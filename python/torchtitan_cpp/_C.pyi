@@ -54,6 +54,8 @@ class collectives:
             """Publish why this rank ends the run; returns the first cause of all ranks."""
         def stop(self) -> None:
             """End the thread."""
+        def leave(self) -> None:
+            """End the thread of a rank that has done its part of the run."""
 
     class LocalWorld:
         """Ranks that are threads of this process."""
@@ -120,6 +122,11 @@ class collectives:
             """Longest wait for one operation."""
         @timeout_seconds.setter
         def timeout_seconds(self, value: float) -> None: ...
+        @property
+        def patient(self) -> bool:
+            """Whether waits have no deadline, as long as a heartbeat guards them."""
+        @patient.setter
+        def patient(self, value: bool) -> None: ...
         @property
         def step(self) -> int:
             """Training step, for messages; -1 before the first."""

@@ -12,7 +12,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -51,6 +52,9 @@ __all__ = [
 
 EXIT_RANK_LOST = 75
 """Exit code of a rank that ends because another one was lost (EX_TEMPFAIL)."""
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""By the device of the tensors."""
 
 AxisRanks = Mapping[str, Sequence[Sequence[int]]]
 """Ranks of every group of every axis: each rank is in one group of each axis."""
@@ -187,7 +191,9 @@ class Distributed:
         if len(ranks) == 1 or ranks in self._process_groups:
             return
         made = dist.new_group(
-            list(ranks), timeout=timedelta(seconds=self.watch.timeout_seconds)
+            list(ranks),
+            timeout=timedelta(seconds=self.watch.timeout_seconds),
+            backend=_BACKENDS[self.device.type],
         )
         self._process_groups[ranks] = made if self.rank in ranks else None
 
@@ -203,6 +209,19 @@ class Distributed:
         for group in self._process_groups.values():
             if group is not None:  # for NCCL's own watchdog
                 dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Waits for CPU tensors inside have no deadline: others may work for long.
+
+        They end when a rank is lost: at once where its process is seen to end, or when
+        it has given no sign of life for thirty heartbeats.
+        """
+        self.watch.patient = True
+        try:
+            yield
+        finally:
+            self.watch.patient = False
 
     def report_failure(self, error: BaseException) -> str:
         """Tell all ranks why this one ends the run; returns the line to print.
@@ -238,7 +257,10 @@ class Distributed:
         if failed and holds_store:
             time.sleep(2 * self._heartbeat_seconds)
         if self._heartbeat is not None:
-            self._heartbeat.stop()
+            if failed:
+                self._heartbeat.stop()
+            else:
+                self._heartbeat.leave()
         self.watch.close()
         self._process_groups.clear()
         gc.collect()
@@ -262,17 +284,16 @@ def init_distributed(
     device_type: Literal["cpu", "cuda"],
     init_timeout_seconds: float,
     train_timeout_seconds: float,
-    cpu_offload: bool = False,
     heartbeat_seconds: float = 1.0,
     environ: Mapping[str, str] = os.environ,
 ) -> Distributed:
     """Join the processes that torchrun started; one rank alone where it did not.
 
     Args:
-        device_type: chooses Gloo or NCCL, and the device by ``LOCAL_RANK``.
+        device_type: chooses Gloo or NCCL, and the device by ``LOCAL_RANK``. All ranks
+            together talk about tensors on the CPU over Gloo in any case.
         init_timeout_seconds: longest wait until the first step has passed.
         train_timeout_seconds: longest wait after that.
-        cpu_offload: CUDA tensors and CPU tensors are both communicated.
         heartbeat_seconds: time between two signs of life of a rank.
         environ: torchrun's variables.
 
@@ -294,9 +315,9 @@ def init_distributed(
         train_timeout_seconds=train_timeout_seconds,
     )
     if environment is not None:
-        backend = "gloo"
+        backend = _BACKENDS[device_type]
         if device_type == "cuda":
-            backend = "cuda:nccl,cpu:gloo" if cpu_offload else "nccl"
+            backend = f"cuda:{backend},cpu:{_BACKENDS['cpu']}"
         try:
             distributed._join(backend, heartbeat_seconds)
         except CollectiveError:

@@ -150,7 +150,7 @@ class Trainer:
         return CheckpointManager(
             config.checkpoint,
             base_folder=config.job.dump_folder,
-            ranks=GroupRanks(self.world.groups["world"], self.world.device),
+            ranks=GroupRanks(self.world),
             adapter=adapter(self.model.args, config.model.hf_assets_path)
             if adapter
             else None,

@@ -6,44 +6,48 @@ import base64
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
 from torchtitan_cpp.data import merge_data_states
 from torchtitan_cpp.own_optimizers import OwnOptimizers
-from torchtitan_cpp.parallel import Group
+from torchtitan_cpp.world import World
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
 
 
 class GroupRanks:
-    """All ranks of the run, for the checkpoint manager."""
+    """All ranks of the run, for the checkpoint manager.
 
-    def __init__(self, group: Group, device: torch.device) -> None:
-        self._group = group
-        self._device = device
-        self.rank = int(group.rank)
-        self.world_size = int(group.size)
+    A rank that reads or writes may take its time: the others wait for it for as long as
+    it lives. So they talk about CPU tensors, whose waits no library ends.
+    """
 
-    def barrier(self) -> None:
-        self._group.barrier().wait()
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._group = world.groups["world"]
+        self.rank = int(self._group.rank)
+        self.world_size = int(self._group.size)
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of all ranks: their lengths first, then padded to the longest."""
-        mine = torch.tensor([len(data)], device=self._device)
-        lengths = torch.empty(self.world_size, dtype=torch.int64, device=self._device)
+        with self._world.patiently():
+            return self._all_gather(data)
+
+    def _all_gather(self, data: bytes) -> list[bytes]:
+        mine = torch.tensor([len(data)])
+        lengths = torch.empty(self.world_size, dtype=torch.int64)
         self._group.all_gather(lengths, mine).wait()
         sizes = [int(size) for size in lengths]
         longest = max(sizes)
         padded = torch.zeros(longest, dtype=torch.uint8)
         if data:
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        everything = torch.empty(
-            self.world_size * longest, dtype=torch.uint8, device=self._device
-        )
-        self._group.all_gather(everything, padded.to(self._device)).wait()
-        rows = everything.cpu().view(self.world_size, longest)
+        everything = torch.empty(self.world_size * longest, dtype=torch.uint8)
+        self._group.all_gather(everything, padded).wait()
+        rows = everything.view(self.world_size, longest)
         return [
             row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)
         ]

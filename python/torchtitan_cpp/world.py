@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,6 +85,10 @@ class World:
         if self.distributed:
             self.distributed.watch.step = step
 
+    def patiently(self) -> AbstractContextManager[None]:
+        """Ranks wait inside for as long as no rank is lost, whatever the timeouts."""
+        return self.distributed.patiently() if self.distributed else nullcontext()
+
     def first_step_passed(self) -> None:
         """From now on ranks wait for ``comm.train_timeout_seconds`` at most."""
         if self.distributed:
@@ -154,7 +159,6 @@ def build_world(job_config: Any) -> World:
         device_type=find_device_type(),
         init_timeout_seconds=job_config.comm.init_timeout_seconds,
         train_timeout_seconds=job_config.comm.train_timeout_seconds,
-        cpu_offload=job_config.training.enable_cpu_offload,
     )
     return World(
         rank=distributed.rank,

@@ -8,7 +8,11 @@ from collections.abc import Set
 import torch
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.checkpoint.agreement import CheckpointError, all_valid
+from torchtitan_cpp.checkpoint.agreement import (
+    CheckpointError,
+    all_valid,
+    on_first_rank,
+)
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import Content
 from torchtitan_cpp.checkpoint.names import nearest
@@ -188,8 +192,9 @@ class CheckpointManager:
         self._parent = save_checkpoint(request, state, self._ranks)
         self._saved_step = step
         self._tell(f"Saved {path}")
-        if self._ranks.rank == 0 and self._settings.keep_latest_k > 0:
-            self._purge()
+        if self._settings.keep_latest_k > 0:
+            # All wait: deleting may take longer than a step is waited for.
+            on_first_rank(self._ranks, f"purging {self.folder}", self._purge)
         return path
 
     def _purge(self) -> None:

@@ -106,9 +106,6 @@ class Ranks(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def barrier(self) -> None:
-        """Return once all ranks have called it."""
-
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """The data of all ranks, in rank order; lengths may differ."""
 
@@ -118,9 +115,6 @@ class SingleRank:
 
     rank = 0
     world_size = 1
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Its own data."""

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <thread>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
@@ -19,7 +20,7 @@ struct Rank {
   Rank(const c10::intrusive_ptr<c10d::Store>& store, int64_t rank, int64_t size)
       : heartbeat(
             store,
-            {.rank = rank, .size = size, .interval = 20ms, .store_owner = "rank 0"},
+            {.rank = rank, .size = size, .interval = 100ms, .store_owner = "rank 0"},
             watch) {}
 
   std::string fails(const Failure& failure) {
@@ -34,6 +35,21 @@ struct Rank {
   Heartbeat heartbeat;
 };
 
+// The newest beat of a rank in the store.
+Beat beat_of(c10d::Store& store, int64_t rank) {
+  const auto bytes = store.get("beat/" + std::to_string(rank));
+  return Beat::from_text({bytes.begin(), bytes.end()}).value();
+}
+
+// Polls: how long it takes depends on the machine.
+void wait_until(const std::function<bool()>& condition) {
+  const auto start = std::chrono::steady_clock::now();
+  while (!condition()) {
+    ASSERT_LT(std::chrono::steady_clock::now() - start, 120s) << "in vain";
+    std::this_thread::sleep_for(1ms);
+  }
+}
+
 void expect_part(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << text << "\nlacks: " << part;
 }
@@ -42,16 +58,14 @@ TEST(Heartbeat, NamesARankThatStoppedBeatingAndTellsAllOthers) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   Rank zero(store, 0, 3), one(store, 1, 3), two(store, 2, 3);
   two.watch->set_step(12);
-  std::this_thread::sleep_for(60ms);
+  wait_until([&] { return beat_of(*store, 2).step == 12; });
   two.heartbeat.stop();
   const std::string line = zero.fails({"barrier of group 'dp'", "broken"});
   expect_part(line, "rank 2 (");
-  expect_part(line, "has not answered for 0.");
+  expect_part(line, "has not answered for ");
   expect_part(line, "last seen in step 12 (rank 0 waits for barrier of group 'dp')");
   EXPECT_EQ(line.find('\n'), std::string::npos);
-  for (int turn = 0; turn < 500 && !one.watch->aborted(); ++turn) {
-    std::this_thread::sleep_for(10ms);
-  }
+  wait_until([&] { return one.watch->aborted(); });
   EXPECT_EQ(one.fails({"barrier of group 'dp'", "broken"}), line);
 }
 
@@ -61,8 +75,39 @@ TEST(Heartbeat, NamesTheRankThatWaitsForNobodyAfterATimeout) {
   const Watch::Scope waits(*one.watch, "barrier of group 'dp'");
   const std::string line = zero.fails({"barrier of group 'dp'", "late", true});
   expect_part(line, "rank 2 (");
-  expect_part(line, "has stalled: in no collective for 0.");
+  expect_part(line, "has stalled: in no collective for ");
   EXPECT_EQ(line.find("rank 1"), std::string::npos) << line;
+}
+
+TEST(Heartbeat, EndsPatientWaitsWhenTheNextRankBeatsNoMore) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  Rank zero(store, 0, 3), one(store, 1, 3), two(store, 2, 3);
+  for (Rank* const rank : {&zero, &one}) rank->watch->set_patient(true);
+  const Watch::Scope waits(*one.watch, "all_gather of group 'world'");
+  two.heartbeat.stop();
+  wait_until([&] { return zero.watch->aborted() && one.watch->aborted(); });
+  const std::string line = zero.fails({"", ""});
+  expect_part(line, "rank 2 (");
+  expect_part(line, "has not answered for ");
+  expect_part(line, "(rank 1 waits for all_gather of group 'world')");
+  EXPECT_EQ(one.fails({"", ""}), line);
+}
+
+TEST(Heartbeat, GuardsPatientWaitsAndMissesNobodyWhoHasLeft) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  Rank zero(store, 0, 2), one(store, 1, 2);
+  zero.watch->set_patient(true);
+  const auto start = Watch::Clock::now() - 1h;
+  wait_until([&] { return !zero.watch->expired(start); });
+  one.heartbeat.leave();
+  EXPECT_TRUE(beat_of(*store, 1).left);
+  // More than a rank that is lost is waited for.
+  const int64_t enough = beat_of(*store, 0).number + 45;
+  wait_until([&] { return beat_of(*store, 0).number >= enough; });
+  EXPECT_FALSE(zero.watch->aborted());
+  // Without its thread nobody guards it.
+  zero.heartbeat.stop();
+  wait_until([&] { return zero.watch->expired(start); });
 }
 
 TEST(Heartbeat, PublishesTheCauseOfTheRankThatReportsFirst) {
@@ -97,6 +142,7 @@ TEST(Beat, SurvivesItsTextForm) {
                   .step = -1,
                   .unix_ms = 5,
                   .idle_ms = 6,
+                  .left = true,
                   .host = "node-1",
                   .processes = "boot/pid:[1]",
                   .waits_for = "barrier of group 'dp'"};
@@ -105,6 +151,7 @@ TEST(Beat, SurvivesItsTextForm) {
   EXPECT_EQ(read->to_text(), beat.to_text());
   EXPECT_EQ(read->waits_for, "barrier of group 'dp'");
   EXPECT_EQ(read->step, -1);
+  EXPECT_TRUE(read->left);
   EXPECT_FALSE(Beat::from_text(""));
   EXPECT_FALSE(Beat::from_text("1 2 x"));
 }
@@ -141,6 +188,9 @@ TEST(Beat, BlamesTheDeadBeforeTheSilentAndTheSilentBeforeTheStalled) {
       "step (rank 0 waits for barrier)");
   all[3].ended = true;
   expect_part(*blame(all, late, 0, 0), "rank 3 (node, pid 7) has died");
+  expect_part(*blame(all, {"", ""}, 0, 0), "step (seen by rank 0)");
+  all[3].beat->left = true;
+  expect_part(*blame(all, late, 0, 0), "rank 3 (node, pid 7) has left the run");
   const std::vector<Sighting> mixed{seen(0, "barrier"), seen(1, "all_reduce")};
   EXPECT_EQ(*blame(mixed, late, 0, 0),
             "ranks wait for different operations: rank 0 waits for barrier; rank 1 "

@@ -40,6 +40,19 @@ TEST(Watch, AsksForAnExplanationOfAFailure) {
   EXPECT_EQ(thrown_by([&] { watch.fail({"barrier", "", true}); }), "barrier late");
 }
 
+TEST(Watch, HasNoDeadlineOnlyWhilePatientAndGuarded) {
+  Watch watch(1s);
+  const auto now = Watch::Clock::now();
+  EXPECT_FALSE(watch.expired(now + 1h));
+  EXPECT_TRUE(watch.expired(now - 1h));
+  watch.set_guarded_until(now + 1h);
+  EXPECT_TRUE(watch.expired(now - 1h));
+  watch.set_patient(true);
+  EXPECT_FALSE(watch.expired(now - 1h));
+  watch.set_guarded_until(now);
+  EXPECT_TRUE(watch.expired(now - 1h));
+}
+
 TEST(Watch, ShowsTheWaitThatBeganFirst) {
   Watch watch(1s);
   EXPECT_FALSE(watch.waiting());

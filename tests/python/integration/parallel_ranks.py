@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 from torchtitan_cpp._C.collectives import ReduceOp
@@ -131,8 +132,14 @@ def verbs(distributed: parallel.Distributed) -> None:
     print("all verbs agree", flush=True)
 
 
-def train(distributed: parallel.Distributed, last: str) -> None:
-    """Steps of one all_reduce; the last rank misbehaves in step 12 as `last` says."""
+def train(
+    distributed: parallel.Distributed, last: str, *, patient: bool = False
+) -> None:
+    """Steps of one all_reduce; the last rank misbehaves in step 12 as `last` says.
+
+    Args:
+        patient: the others wait for as long as it lives.
+    """
     world = distributed.make_groups({"world": [list(range(distributed.world_size))]})
     for step in range(1, 1000):
         distributed.watch.step = step
@@ -146,7 +153,12 @@ def train(distributed: parallel.Distributed, last: str) -> None:
                 time.sleep(1000)
             if last == "failed":
                 raise ValueError("row 7 is\nbad")
-        world["world"].all_reduce(torch.ones(1000)).wait()
+            if last == "busy":
+                time.sleep(3 * distributed.watch.timeout_seconds)
+        if last == "busy" and step == 13:
+            return
+        with distributed.patiently() if patient else nullcontext():
+            world["world"].all_reduce(torch.ones(1000)).wait()
         if step == 1:
             distributed.first_step_passed()
 
@@ -158,7 +170,7 @@ def main() -> int:
         distributed = parallel.init_distributed(
             device_type="cpu",
             init_timeout_seconds=float(sys.argv[2]),
-            train_timeout_seconds=1.0,
+            train_timeout_seconds=3.0,
             heartbeat_seconds=0.1,
         )
     except parallel.CollectiveError as error:
@@ -168,7 +180,8 @@ def main() -> int:
         if scenario == "verbs":
             verbs(distributed)
         else:
-            train(distributed, scenario)
+            last, _, manner = scenario.partition(" ")
+            train(distributed, last, patient=manner == "patiently")
     except (parallel.CollectiveError, ValueError) as error:
         print(f"LINE {distributed.report_failure(error)}", flush=True)
         distributed.close(failed=True)

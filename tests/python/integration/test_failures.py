@@ -97,6 +97,14 @@ def test_a_killed_rank_is_named_by_all_others_and_nothing_is_saved(
     assert checkpoints(tmp_path) == []
 
 
+def test_a_long_save_of_one_rank_is_waited_for(tmp_path: Path) -> None:
+    flags = (*SAVING, "--training.steps=2", "--checkpoint.interval=1")
+    run(
+        tmp_path, *flags, "--checkpoint.keep-latest-k=2", ranks=2, trainer="slow_saving"
+    )
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2"]
+
+
 LAYOUTS = {
     "one_rank": (1, ()),
     "fsdp_2": (2, ()),

@@ -109,6 +109,23 @@ def test_a_rank_that_stands_still_is_named_after_the_timeout(scenario, expected)
         assert "last seen in step 12" in line
 
 
+def test_a_busy_rank_is_waited_for_in_patience_only():
+    with ranks("busy patiently", started=3, size=3) as processes:
+        for process in processes:
+            output = finish(process)
+            assert process.returncode == 0, output
+    with ranks("busy", started=2, size=2) as processes:
+        assert "rank 1 " in named_line(processes[0])
+
+
+def test_a_rank_that_stands_still_is_named_in_patience_too():
+    with ranks("stopped patiently", started=3, size=3) as processes:
+        expected = rf"rank 2 \(\S+, pid {processes[2].pid}\) has not answered for "
+        for process in processes[:2]:
+            line = named_line(process)
+            assert re.match(expected, line), line
+
+
 def test_a_rank_that_fails_tells_all_others_why():
     with ranks("failed", started=2, size=2) as processes:
         lines = {named_line(process) for process in processes}

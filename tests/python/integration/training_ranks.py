@@ -48,17 +48,14 @@ class DumpingTrainer(Trainer):
         )
 
 
-class PoisoningTrainer(Trainer):
-    """The last rank finds a NaN among its weights before step 3."""
+class ComparingTrainer(Trainer):
+    """Tells how many groups of weights a step changed whose numbers are not finite."""
 
     before: list[torch.Tensor]
 
     def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
-        groups = self.model.applied.groups
-        if self.step == 3:
-            if self.world.rank == self.world.parallel_dims.world_size - 1:
-                groups[1].shards[2].value[0, 1] = float("nan")
-            self.before = [group.master.clone() for group in groups]
+        self.check_finite()  # the step before is compared with what was before it
+        self.before = [group.master.clone() for group in self.model.applied.groups]
         super().train_step(microbatches)
 
     def check_finite(self) -> None:
@@ -66,12 +63,23 @@ class PoisoningTrainer(Trainer):
             super().check_finite()
         except NotFiniteError:
             pairs = zip(self.model.applied.groups, self.before, strict=True)
-            same = all(
-                torch.equal(group.master.nan_to_num(7.5), old.nan_to_num(7.5))
+            changed = [
+                not torch.equal(group.master.nan_to_num(7.5), old.nan_to_num(7.5))
                 for group, old in pairs
-            )
-            print(f"weights are unchanged: {same}", flush=True)
+            ]
+            print(f"changed groups: {sum(changed)}", flush=True)
+            print(f"weights are unchanged: {not any(changed)}", flush=True)
             raise
+
+
+class PoisoningTrainer(ComparingTrainer):
+    """The last rank finds a NaN among its weights before step 3."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        last = self.world.rank == self.world.parallel_dims.world_size - 1
+        if self.step == 3 and last:
+            self.model.applied.groups[1].shards[2].value[0, 1] = float("nan")
+        super().train_step(microbatches)
 
 
 class SlowTrainer(Trainer):
@@ -95,19 +103,38 @@ class ResavingTrainer(Trainer):
         manager = CheckpointManager(
             config.checkpoint,
             base_folder=config.job.dump_folder,
-            ranks=GroupRanks(self.world.groups["world"], self.world.device),
+            ranks=GroupRanks(self.world),
             adapter=Llama3StateDictAdapter(self.model.args, None),
         )
         manager.save(self.step, collect(self))
         super().train()
 
 
+class SlowSavingTrainer(Trainer):
+    """Rank 0 publishes a checkpoint for longer than any rank waits in a step."""
+
+    def save(self, *, stopping: bool = False) -> None:
+        assert self.world.distributed is not None
+        watch = self.world.distributed.watch
+        before, watch.timeout_seconds = watch.timeout_seconds, 0.5
+        self.checkpointer._fault_hook = self.take_time
+        super().save(stopping=stopping)
+        watch.timeout_seconds = before
+
+    @staticmethod
+    def take_time(point: str) -> None:
+        if point == "before rename":
+            time.sleep(2)
+
+
 TRAINERS: dict[str, type[Trainer]] = {
     "plain": Trainer,
     "dumping": DumpingTrainer,
+    "comparing": ComparingTrainer,
     "resaving": ResavingTrainer,
     "poisoning": PoisoningTrainer,
     "slow": SlowTrainer,
+    "slow_saving": SlowSavingTrainer,
 }
 
 
