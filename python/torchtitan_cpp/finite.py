@@ -12,15 +12,29 @@ from torchtitan_cpp.world import World
 
 
 class NotFiniteError(RuntimeError):
-    """Loss or gradient norm is not finite; no weight was changed by that step."""
+    """Loss or gradient norm is not finite; the message says which weights have changed.
+
+    None in that step, unless ``optimizer.early_step_in_backward`` is set.
+    """
 
 
-def describe(step: int, result: _C.train.StepResult, model: Model, world: World) -> str:
+def describe(
+    step: int,
+    result: _C.train.StepResult,
+    model: Model,
+    world: World,
+    *,
+    early_step: bool,
+) -> str:
     """One line, the same on all ranks: the numbers and the first that is bad.
 
     All ranks call it together. A weight that was bad before the step is named before a
     rank whose loss is bad, and that before a gradient; among parameters the first one
     in the order of the model, with the lowest rank that holds bad rows of it.
+
+    Args:
+        early_step: every parameter group has stepped at its own last reduction, where
+            its own gradient was finite.
     """
     shards = [shard for group in model.applied.groups for shard in group.shards]
     weight = _first_bad((shard.value for shard in shards), world)
@@ -34,10 +48,29 @@ def describe(step: int, result: _C.train.StepResult, model: Model, world: World)
         where = "all gradients are finite"
     if loss is not None and weight is None:
         where = f"rank {loss[1]}: bad loss; {where}"
+    changed = _changed_groups(model, world) if early_step else 0
+    weights = "no weight was changed"
+    if changed:
+        weights = (
+            f"the weights of {changed} of {len(model.applied.groups)} parameter groups "
+            "had been changed before (optimizer.early_step_in_backward)"
+        )
     return (
         f"step {step}: loss {float(result.loss):g}, gradient norm "
-        f"{float(result.grad_norm):g}; {where}; no weight was changed"
+        f"{float(result.grad_norm):g}; {where}; {weights}"
     )
+
+
+def _changed_groups(model: Model, world: World) -> int:
+    """Groups whose gradient is finite on all ranks: the step has updated them."""
+    groups = model.applied.groups
+    bad = torch.tensor(
+        [not bool(group.gradient.isfinite().all()) for group in groups],
+        dtype=torch.int64,
+        device=world.device,
+    )
+    world.groups["world"].all_reduce(bad, op=_C.collectives.ReduceOp.MAX).wait()
+    return len(groups) - int(bad.sum())
 
 
 def _first_bad(tensors: Iterable[torch.Tensor], world: World) -> tuple[int, int] | None:

@@ -341,7 +341,8 @@ class Trainer:
         if last is None or last[1].finite.is_meta or bool(last[1].finite):
             return
         self.checkpointer.forbid_saving("loss or gradients are not finite")
-        raise NotFiniteError(describe(*last, self.model, self.world))
+        early = self.job_config.optimizer.early_step_in_backward
+        raise NotFiniteError(describe(*last, self.model, self.world, early_step=early))
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

@@ -79,6 +79,31 @@ def test_early_steps_check_each_group_and_stop_the_run(tmp_path: Path) -> None:
     assert all(code > 0 for code in ended.exit_codes)
     assert "weights are unchanged: True" in ended.outputs[0]
     assert "step 3: loss nan" in ended.outputs[0]
+    assert "no weight was changed" in ended.outputs[0]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_the_message_of_a_bad_gradient_says_which_weights_have_changed(
+    early: bool, tmp_path: Path
+) -> None:
+    """Only the gradient of the embedding is bad, which comes last in the backward."""
+    ended = run(
+        tmp_path,
+        "--experimental.custom-import=tiny_python_model",
+        "--model.name=counting",
+        "--model.flavor=spoiled",
+        *(["--optimizer.early-step-in-backward"] if early else []),
+        "--training.steps=9",
+        ranks=2,
+        trainer="comparing",
+        fails=True,
+    )
+    groups = "2 of 3 parameter groups had been changed before"
+    for output in ended.outputs:
+        assert "step 3: loss" in output and "bad gradient embedding.weight" in output
+        assert (groups in output) == early
+        assert ("no weight was changed" in output) == (not early)
+        assert f"changed groups: {2 if early else 0}" in output
 
 
 def test_optimizer_implementations_agree(tmp_path: Path) -> None:

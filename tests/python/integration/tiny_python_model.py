@@ -1,0 +1,90 @@
+"""A Python model whose buffers change in training, for jobs that import this module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tiny_jobs  # registers its dataset
+import torch
+from torch import nn
+
+from torchtitan_cpp import get_train_spec, register_train_spec
+
+__all__ = ["Counting", "tiny_jobs"]
+
+
+@dataclass
+class Args:
+    """Arguments of the model."""
+
+    dim: int = 12
+    vocab_size: int = 2048
+    bad_step: int = 0
+    """The gradient of the embedding is NaN in the step after so many."""
+
+    def update_from_config(self, job_config: Any) -> None:
+        """Nothing depends on the job."""
+
+    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return count, 6 * count
+
+
+class _Spoiled(torch.autograd.Function):
+    """The identity with a gradient of NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+class Counting(nn.Module):
+    """Its output depends on the number of steps and on a running average.
+
+    Buffers: ``steps`` int64 [], ``average`` [dim], ``phase`` complex [2], ``twice``
+    (``average`` once more) and ``scratch``, which is not saved.
+    """
+
+    steps: torch.Tensor
+    average: torch.Tensor
+    phase: torch.Tensor
+    scratch: torch.Tensor
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.bad_step = args.bad_step
+        self.embedding = nn.Embedding(args.vocab_size, args.dim)
+        self.layers = nn.ModuleList(nn.Linear(args.dim, args.dim) for _ in range(2))
+        self.output = nn.Linear(args.dim, args.vocab_size)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("average", torch.zeros(args.dim))
+        self.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+        self.register_buffer("twice", self.average)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = self.embedding(tokens)
+        if self.training:
+            if self.bad_step and self.steps == self.bad_step:
+                h = _Spoiled.apply(h)
+            with torch.no_grad():
+                self.steps += 1
+                self.phase *= 1j
+                # Not the batch: all ranks have the same average.
+                self.average.lerp_(torch.ones_like(self.average) / self.steps, 0.1)
+        h = h + self.average + self.phase.sum().real * 0.01
+        for layer in self.layers:
+            h = h + torch.tanh(layer(h))
+        return self.output(h)
+
+
+_spec = replace(get_train_spec("llama3"), model_cls=Counting, state_dict_adapter=None)
+register_train_spec(
+    "counting",
+    replace(_spec, model_args={"plain": Args(), "spoiled": Args(bad_step=2)}),
+)
