@@ -106,7 +106,7 @@ def restore(trainer: Trainer, loaded: LoadedState) -> None:
 
 
 def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
-    """Parameters and optimizer moments of this rank."""
+    """Parameters, persistent buffers and optimizer moments of this rank."""
     entries = []
     shards = {
         shard.name: shard
@@ -115,6 +115,7 @@ def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
     }
     for shard in shards.values():
         entries.append(_entry(shard, shard.name, "model", shard.value))
+    entries += _buffer_entries(trainer.model.module, is_writer=trainer.world.rank == 0)
     for moment, by_name in trainer.optimizers.state().items():
         for name, tensor in by_name.items():
             full_name = f"optimizer.{moment}.{name}"
@@ -135,6 +136,31 @@ def _entry(
         size=tuple(tensor.shape),
         is_writer=shard.is_writer,
     )
+
+
+def _buffer_entries(module: nn.Module, *, is_writer: bool) -> list[TensorEntry]:
+    """As in ``state_dict``: those registered as persistent, complex ones as real pairs.
+
+    One that two modules share has its first name.
+    """
+    found: dict[int, TensorEntry] = {}
+    for prefix, owner in module.named_modules():
+        for key, buffer in owner._buffers.items():
+            is_saved = key not in owner._non_persistent_buffers_set
+            if buffer is None or not is_saved or id(buffer) in found:
+                continue
+            real = torch.view_as_real(buffer) if buffer.is_complex() else buffer
+            found[id(buffer)] = TensorEntry(
+                name=f"{prefix}.{key}" if prefix else key,
+                kind="model",
+                local=real.contiguous(),
+                global_shape=tuple(real.shape),
+                offset=(0,) * real.dim(),
+                size=tuple(real.shape),
+                is_writer=is_writer,
+                is_buffer=True,
+            )
+    return list(found.values())
 
 
 def _rng_state() -> dict[str, str]:

@@ -77,11 +77,11 @@ def import_weights(
 def _whole(
     name: str, stored: StoredTensor, reader: ShardReader, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The whole stored tensor on the CPU, floating-point ones in ``dtype``."""
+    """The whole stored tensor on the CPU, in the dtype of the file."""
     entry = TensorEntry(
         name=name,
         kind="model",
-        local=torch.empty(stored.shape, dtype=dtype),
+        local=torch.empty(stored.shape, dtype=reader.dtype_of(stored) or dtype),
         global_shape=stored.shape,
         offset=(0,) * len(stored.shape),
         size=stored.shape,

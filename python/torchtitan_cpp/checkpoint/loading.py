@@ -64,11 +64,9 @@ def read_checkpoint(
     all_valid(ranks, f"loading {path}", check)
     check_unexpected(ranks, path, names, list(stored))
     all_agree(ranks, f"loading {path}", fill)
-    goes_on = is_full and not (
-        "train_state" in state.parts and "train_state" not in wanted
-    )
+    starts_over = "train_state" in state.parts and "train_state" not in wanted
     return LoadedState(
-        step=manifest.step if goes_on else 0,
+        step=manifest.step if is_full and not starts_over else 0,
         path=path,
         scalars={part: v for part, v in manifest.scalars.items() if part in parts},
         gathered={part: v for part, v in manifest.gathered.items() if part in parts},
@@ -80,6 +78,8 @@ def read_hugging_face(
 ) -> LoadedState:
     """Fill the weights from a Hugging Face folder, cast where needed. Collective.
 
+    Buffers that it does not hold keep their initial values.
+
     Raises:
         ValueError: on all ranks: the folder is bad, or names or shapes differ.
     """
@@ -87,11 +87,15 @@ def read_hugging_face(
     names = {entry.name for entry in entries}
     found: list[str] = []
 
+    buffers = {entry.name for entry in entries if entry.is_buffer}
+
     def fill() -> None:
         found.extend(import_weights(path, adapter, entries))
-        check_missing(path, names, found)
+        check_missing(path, names - buffers, found)
 
     all_valid(ranks, f"loading {path}", fill)
+    if ranks.rank == 0 and (kept := sorted(buffers - set(found))):
+        logger.info(f"{path} does not hold {', '.join(kept)}: as initialized")
     check_unexpected(ranks, path, names, found)
     return LoadedState(step=0, path=path, scalars={}, gathered={})
 

@@ -105,6 +105,11 @@ def _write(
     report = write_shard(
         staging.path, ranks.rank, entries, export_dtype=request.export_dtype
     )
+    report["buffers"] = {
+        entry.name: hashlib.sha256(_bytes_of(entry.local)).hexdigest()
+        for entry in entries
+        if entry.is_buffer
+    }
     if request.content == "training":
         report["gathered"] = dict(state.gathered)
         report["digests"] = {
@@ -138,6 +143,7 @@ def _publish(
 ) -> str:
     """Rank 0: the manifest, and the rename."""
     files, tensors = collect_shards(reports)
+    _tell_differing_buffers(reports)
     scalars: dict[str, Json] = {}
     gathered: dict[str, list[Json]] = {}
     if request.content == "training":
@@ -198,6 +204,26 @@ def _check_same_parts(reports: Sequence[Mapping[str, Any]]) -> None:
             if digests.get(part) != expected.get(part)
         ]:
             raise ValueError(f"{', '.join(differing)} of rank {rank} is not rank 0's")
+
+
+def _tell_differing_buffers(reports: Sequence[Mapping[str, Any]]) -> None:
+    first = reports[0]["buffers"]
+    differing = [
+        name
+        for name, digest in first.items()
+        if any(report["buffers"].get(name) != digest for report in reports)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        logger.warning(
+            f"The ranks have different values of the buffer {', '.join(differing[:3])}"
+            f"{more}; those of rank 0 are saved, and a resumed run goes on with them"
+        )
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _record(folder: str, name: str) -> StoredFile:

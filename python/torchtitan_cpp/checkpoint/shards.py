@@ -124,9 +124,7 @@ class ShardReader:
         """Fill the entry's local tensor, cast where its dtype is another."""
         if entry.numel == 0 or not stored.boxes:
             return
-        first = stored.boxes[0]
-        self._reader(first.file)
-        dtype = self._dtypes[first.file][first.key]
+        dtype = self.dtype_of(stored)
         local = entry.local.detach()
         is_direct = local.device.type == "cpu" and local.dtype == dtype
         target = local if is_direct else torch.empty(entry.size, dtype=dtype)
@@ -134,6 +132,14 @@ class ShardReader:
             self._copy(box, entry, target)
         if not is_direct:
             local.copy_(target)
+
+    def dtype_of(self, stored: StoredTensor) -> torch.dtype | None:
+        """Dtype of the numbers in the files; None for a tensor without elements."""
+        if not stored.boxes:
+            return None
+        first = stored.boxes[0]
+        self._reader(first.file)
+        return self._dtypes[first.file][first.key]
 
     def _copy(self, box: StoredBox, entry: TensorEntry, out: torch.Tensor) -> None:
         """Copy the intersection of a stored box and the entry's box."""

@@ -34,6 +34,9 @@ class TensorEntry:
     """May hold zeros: nothing of the tensor lies on this rank."""
     is_writer: bool
     """This rank saves the box; exactly one of the ranks that hold it does."""
+    is_buffer: bool = False
+    """Of the kind ``model``, but not trained: held whole by every rank, and a folder of
+    Hugging Face weights may lack it."""
 
     def __post_init__(self) -> None:
         dims = len(self.global_shape)

@@ -67,5 +67,5 @@ def copy_buffers(module: nn.Module, whole: nn.Module, device: torch.device) -> N
     for prefix, owner in module.named_modules():
         for key, buffer in owners[prefix]._buffers.items():
             if buffer is not None and id(buffer) not in moved:
-                moved[id(buffer)] = buffer.to(device)
+                moved[id(buffer)] = buffer.to(device).contiguous()  # to be loaded into
             owner._buffers[key] = None if buffer is None else moved[id(buffer)]

@@ -17,6 +17,11 @@ SAVING = (
     "--training.global-batch-size=12",
 )
 
+PYTHON_MODEL = (
+    "--experimental.custom-import=tiny_python_model",
+    "--model.name=counting",
+)
+
 LAYOUTS = {
     "one_rank": (1, 1),
     "ddp_2": (2, 2),
@@ -155,6 +160,42 @@ def test_excluded_parts_keep_their_initial_state(tmp_path: Path) -> None:
             assert not loaded[name].any() and tensor.any(), name
         else:
             assert torch.equal(loaded[name], tensor), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_buffers_of_a_python_model_are_saved_and_resumed_from(
+    ranks: int, tmp_path: Path
+) -> None:
+    flags = (*SAVING, *PYTHON_MODEL, "--model.flavor=plain")
+    flags += (f"--training.local-batch-size={12 // ranks}",)
+    whole = run(tmp_path / "whole", *flags, "--training.steps=4", ranks=ranks)
+    saved = read_checkpoint(checkpoint(whole.folder, 4))
+    buffers = {name: t for name, t in saved.items() if "." not in name}
+    assert buffers.keys() == {"steps", "average", "phase"}
+    assert buffers["steps"] == 4 and buffers["phase"].tolist() == [[1, 0], [1, 0]]
+    assert "have different values" not in whole.output
+    parts = tmp_path / "parts"
+    run(parts, *flags, "--training.steps=4", ranks=ranks)
+    shutil.rmtree(checkpoint(parts, 4))
+    resumed = run(parts, *flags, "--training.steps=4", ranks=ranks)
+    assert "training goes on after step 2" in resumed.output
+    assert resumed.metrics() == whole.metrics()
+    assert_same_checkpoint(checkpoint(parts, 4), checkpoint(whole.folder, 4))
+
+
+def test_without_train_state_the_run_starts_over_and_saves_its_own_steps(
+    tmp_path: Path,
+) -> None:
+    flags = (*SAVING, *layout_flags("one_rank"), "--training.steps=4")
+    run(tmp_path, *flags)
+    before = read_checkpoint(checkpoint(tmp_path, 4))
+    again = run(tmp_path, *flags, "--checkpoint.exclude-from-loading=train_state")
+    assert "training starts at step 1" in again.output
+    assert [line["step"] for line in again.metrics()] == [1, 2, 3, 4]
+    after = read_checkpoint(checkpoint(tmp_path, 4))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+    (kept,) = (tmp_path / "checkpoint").glob("step-4.replaced-by-*")
+    assert_same_tensors(read_checkpoint(kept), before)
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
