@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+from attribute_reads import Reads, attribute_reads, plain
 
 import torchtitan_cpp
 from torchtitan_cpp.config import JobConfig
@@ -30,6 +32,11 @@ ALWAYS_SO = {
     "training.dataloader.persistent_workers",
     "validation.dataloader.persistent_workers",
 }
+THROUGH_CONFIG = {
+    "mixed_precision_param": "compute_dtype",
+    "mixed_precision_reduce": "reduce_dtype",
+}
+"""Fields that the configuration reads for others, and by which function."""
 WHOLLY_MISSING = {row.field for row in NOT_SUPPORTED_YET} - {
     "activation_checkpoint.mode",
     "activation_checkpoint.selective_ac_option",
@@ -48,14 +55,49 @@ def to_be_read() -> list[str]:
     ]
 
 
-def sources() -> str:
+@cache
+def reads() -> Reads:
+    """By the code outside of the configuration's own package."""
     files = [p for p in PACKAGE.rglob("*.py") if PACKAGE / "config" not in p.parents]
-    return "\n".join(path.read_text() for path in files)
+    found: Reads = set()
+    return found.union(*(attribute_reads(path.read_text()) for path in files))
 
 
 @pytest.mark.parametrize("name", to_be_read())
 def test_every_field_is_read_somewhere(name):
-    leaf = name.rpartition(".")[2]
-    through_config = name.startswith("training.mixed_precision_")
-    reader = "compute_dtype|reduce_dtype" if through_config else rf"\.{leaf}"
-    assert re.search(rf"(?:{reader})\b", sources()), f"{name} is accepted and ignored"
+    section, leaf = name.split(".")[-2:]
+    if name.startswith("training.mixed_precision_"):
+        text = "".join(path.read_text() for path in PACKAGE.glob("*.py"))
+        assert re.search(rf"\b{THROUGH_CONFIG[leaf]}\(", text), name
+    else:
+        assert (plain(section), leaf) in reads(), f"{name} is accepted and ignored"
+
+
+def test_a_read_counts_for_the_section_it_is_of():
+    source = """
+def build(config, optimizer_config, schedule: LRSchedulerSection):
+    debug, section = config.debug, config.validation
+    optimizer_config.eps, schedule.total_steps, config.job.folder, debug.seed
+    helper(section)
+
+def helper(given, name="x"):
+    given.steps
+    given.freq = 3
+
+class Held:
+    def __init__(self, given):
+        self._settings = given.checkpoint
+
+    def use(self):
+        return self._settings.interval
+"""
+    found = attribute_reads(source)
+    assert found >= {
+        ("optimizer", "eps"),
+        ("lrscheduler", "total_steps"),
+        ("job", "folder"),
+        ("debug", "seed"),
+        ("validation", "steps"),
+        ("checkpoint", "interval"),
+    }
+    assert not found & {("debug", "steps"), ("job", "seed"), ("validation", "freq")}
