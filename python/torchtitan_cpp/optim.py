@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.config import TORCH_DTYPE_MAP, state_dtype
 from torchtitan_cpp.nn import parameter_groups
+
+OPTIMIZER_NAMES = ("Adam", "AdamW")
+"""What ``build_optimizers`` knows."""
 
 
 class CoreOptimizer:
@@ -33,8 +37,6 @@ class CoreOptimizer:
         state_dtype: torch.dtype,
     ) -> None:
         self.groups = list(groups)
-        if state_dtype == torch.float32 and groups[0].master.dtype == torch.float64:
-            state_dtype = torch.float64
         self.param_groups: list[dict[str, Any]] = [{"lr": lr}]
         self.core = _C.optim.Adam(
             [(group.master, group.gradient) for group in groups],
@@ -103,22 +105,30 @@ def build_optimizers(
     Raises:
         ValueError: for a name other than Adam or AdamW.
     """
-    if optimizer_config.name not in ("Adam", "AdamW"):
+    if optimizer_config.name not in OPTIMIZER_NAMES:
         raise ValueError(
-            f"optimizer.name: expected Adam or AdamW, found {optimizer_config.name!r}"
+            f"optimizer.name: expected {' or '.join(OPTIMIZER_NAMES)}, found "
+            f"{optimizer_config.name!r}"
         )
+    groups = [parameter_groups(part) for part in model_parts]
     return OptimizersContainer(
         [
             CoreOptimizer(
-                parameter_groups(part),
+                part,
                 name=optimizer_config.name,
                 lr=optimizer_config.lr,
                 betas=(optimizer_config.beta1, optimizer_config.beta2),
                 eps=optimizer_config.eps,
                 weight_decay=optimizer_config.weight_decay,
                 fused=optimizer_config.implementation == "fused",
-                state_dtype=getattr(torch, optimizer_config.state_dtype),
+                state_dtype=_state_dtype(optimizer_config.state_dtype, part),
             )
-            for part in model_parts
+            for part in groups
         ]
     )
+
+
+def _state_dtype(asked: Any, groups: Sequence[_C.nn.ParameterGroup]) -> torch.dtype:
+    names = {dtype: name for name, dtype in TORCH_DTYPE_MAP.items()}
+    parameters: Any = names[groups[0].master.dtype]
+    return TORCH_DTYPE_MAP[state_dtype(asked, parameters)]

@@ -142,7 +142,7 @@ def _with_optimizer(
     shape: _C.plan.StepShape, job_config: JobConfig
 ) -> _C.plan.StepShape:
     """The shape with the bytes of Adam's two moments in their own dtype."""
-    moments = state_dtype(job_config.optimizer.state_dtype, job_config.training)
+    moments = state_dtype(job_config.optimizer.state_dtype, job_config.training.dtype)
     return shape.with_optimizer_bytes(2 * getattr(torch, moments).itemsize)
 
 

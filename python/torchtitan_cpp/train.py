@@ -15,7 +15,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
 from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.models import FAMILIES
-from torchtitan_cpp.optim import build_optimizers
+from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
 from torchtitan_cpp.train_spec import get_train_spec, registered_names
 from torchtitan_cpp.trainer import Trainer
@@ -85,7 +85,7 @@ def known_names(loaded: Loaded) -> dict[str, list[str]]:
         spec = get_train_spec(name)
         known["model.flavor"] = list(spec.model_args)
         if spec.build_optimizers_fn is build_optimizers:
-            known["optimizer.name"] = ["Adam", "AdamW"]
+            known["optimizer.name"] = list(OPTIMIZER_NAMES)
     return known
 
 

@@ -67,8 +67,7 @@ def build_validation_dataloader(
 
     ``iter()`` begins anew each time, so every validation sees the same samples. A
     finite one ends on all ranks at the same batch, the last one filled up with ignored
-    rows; of a stream, ranks may end apart (``DataLoader.empty_batch`` lets a rank go
-    along).
+    rows; of a stream, ranks may end apart.
     """
     validation = job_config.validation
     return _build(

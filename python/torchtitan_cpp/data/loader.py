@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchtitan_cpp.data.batches import Batch, BatchSource, Rows, ignored_batch
+from torchtitan_cpp.data.batches import Batch, BatchSource, Rows
 
 _Item = tuple[Batch | None, dict[str, Any] | None, BaseException | None]
 
@@ -23,9 +23,9 @@ class DataLoader:
 
     Args:
         source: makes the batches.
-        rows: what this rank reads.
-        prefetch: batches that a thread makes ahead; 0 makes each in the caller's
-        thread. pin_memory: give batches in page-locked memory (where there is CUDA).
+        rows: what this rank reads; an attribute too.
+        prefetch: batches that a thread makes ahead; 0: the caller's thread makes each.
+        pin_memory: give batches in page-locked memory (where there is CUDA).
         restart: whether ``iter()`` always begins anew.
     """
 
@@ -108,10 +108,6 @@ class DataLoader:
             vocab_size: rows of the model's embedding.
         """
         self._source.check_ids_below(vocab_size)
-
-    def empty_batch(self) -> Batch:
-        """A batch of ignored tokens, for a rank that ran out of data before others."""
-        return ignored_batch(self.rows)
 
     def close(self) -> None:
         """Stop all threads. The loader gives no batch after that."""

@@ -205,9 +205,6 @@ def test_validation_of_a_stream_begins_anew(tmp_path, register):
     first, second = list(one), list(one)
     assert len(first) == len(second) > 5
     assert all(map(same, first, second))
-    batch, labels = one.empty_batch()
-    assert batch["input"].shape == labels.shape == (4, 8)
-    assert (labels == -100).all()
 
 
 def test_bad_samples_are_skipped_once_an_epoch_up_to_the_limit(tmp_path, register):
