@@ -10,13 +10,12 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,14 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.launch_environment import LaunchEnvironment
+from torchtitan_cpp.local_ranks import (
+    AxisRanks,
+    first_line,
+    make_fake_groups,
+    make_local_groups,
+    own_ranks,
+    run_local,
+)
 
 CollectiveError = _C.collectives.CollectiveError
 Group = _C.collectives.Group
@@ -32,7 +39,6 @@ LocalWorld = _C.collectives.LocalWorld
 Recorder = _C.collectives.Recorder
 Watch = _C.collectives.Watch
 c10d_group = _C.collectives.c10d_group
-fake_group = _C.collectives.fake_group
 recorded = _C.collectives.recorded
 
 __all__ = [
@@ -55,11 +61,6 @@ EXIT_RANK_LOST = 75
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """By the device of the tensors."""
-
-AxisRanks = Mapping[str, Sequence[Sequence[int]]]
-"""Ranks of every group of every axis: each rank is in one group of each axis."""
-
-_T = TypeVar("_T")
 
 
 class Distributed:
@@ -141,7 +142,7 @@ class Distributed:
         except RuntimeError as error:
             raise CollectiveError(
                 f"no store at MASTER_ADDR:MASTER_PORT = {environment.master_addr}:"
-                f"{environment.master_port} within {seconds:g} s: {_first_line(error)}"
+                f"{environment.master_port} within {seconds:g} s: {first_line(error)}"
             ) from error
         return PrefixStore(f"torchtitan_cpp/{environment.attempt}", store)
 
@@ -153,7 +154,7 @@ class Distributed:
             rank for rank in range(self.world_size) if not store.check([f"beat/{rank}"])
         ]
         if not absent:
-            return f"could not connect the ranks: {_first_line(error)}"
+            return f"could not connect the ranks: {first_line(error)}"
         names = ", ".join(str(rank) for rank in absent[:8])
         return (
             f"{len(absent)} of {self.world_size} ranks did not start within "
@@ -231,10 +232,10 @@ class Distributed:
         exit with ``EXIT_RANK_LOST`` or another code that is not 0.
         """
         if isinstance(error, CollectiveError) or self._heartbeat is None:
-            return _first_line(error)
+            return first_line(error)
         cause = f"rank {self.rank} ({socket.gethostname()}, pid {os.getpid()}) failed: "
         return self._heartbeat.report(
-            f"{cause}{type(error).__name__}: {_first_line(error)}"
+            f"{cause}{type(error).__name__}: {first_line(error)}"
         )
 
     def close(self, *, failed: bool = False) -> None:
@@ -326,87 +327,7 @@ def init_distributed(
     return distributed
 
 
-def own_ranks(
-    all_ranks: Sequence[Sequence[int]], axis: str, rank: int, world_size: int
-) -> list[int]:
-    """The group of ``axis`` that ``rank`` belongs to.
-
-    Raises:
-        ValueError: unless the groups hold every rank of the world once.
-    """
-    if sorted(r for ranks in all_ranks for r in ranks) != list(range(world_size)):
-        raise ValueError(
-            f"axis {axis!r} must hold each of {world_size} ranks once, but is "
-            f"{[list(ranks) for ranks in all_ranks]}"
-        )
-    return next(list(ranks) for ranks in all_ranks if rank in ranks)
-
-
-def make_local_groups(
-    world: LocalWorld, axes: AxisRanks, *, rank: int, recorder: Recorder | None = None
-) -> dict[str, Group]:
-    """Like ``Distributed.make_groups`` for a rank that is a thread of this process."""
-    groups = {
-        axis: world.group(
-            rank, name=axis, ranks=own_ranks(all_ranks, axis, rank, world.size)
-        )
-        for axis, all_ranks in axes.items()
-    }
-    return {
-        axis: recorded(group, recorder) if recorder else group
-        for axis, group in groups.items()
-    }
-
-
-def make_fake_groups(
-    axes: AxisRanks, *, rank: int, world_size: int, recorder: Recorder | None = None
-) -> dict[str, Group]:
-    """Like ``Distributed.make_groups`` for one process that plays ``rank`` alone."""
-    groups = {}
-    for axis, all_ranks in axes.items():
-        ranks = own_ranks(all_ranks, axis, rank, world_size)
-        group = fake_group(axis, rank=ranks.index(rank), size=len(ranks))
-        groups[axis] = recorded(group, recorder) if recorder else group
-    return groups
-
-
-def run_local(world: LocalWorld, body: Callable[[int], _T]) -> list[_T]:
-    """Call ``body(rank)`` in one thread for each rank and return the results by rank.
-
-    Each thread computes with one thread of its own. When a rank fails, all others that
-    wait for it end with its message, and its own exception is raised here.
-    """
-    results: dict[int, _T] = {}
-    first_error: list[BaseException] = []
-    lock = threading.Lock()
-
-    def run_rank(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            results[rank] = body(rank)
-        except BaseException as error:  # raised again below, whatever it is
-            with lock:
-                first_error.append(error)
-            world.abort(f"rank {rank}: {type(error).__name__}: {_first_line(error)}")
-
-    threads = [
-        threading.Thread(target=run_rank, args=(rank,), name=f"rank {rank}")
-        for rank in range(world.size)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if first_error:
-        raise first_error[0]
-    return [results[rank] for rank in range(world.size)]
-
-
 def _default_group() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None
     return group
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

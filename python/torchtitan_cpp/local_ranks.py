@@ -1,0 +1,103 @@
+"""Groups without processes: ranks that are threads of this one, or only pretended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+from torchtitan_cpp import _C
+
+Group = _C.collectives.Group
+LocalWorld = _C.collectives.LocalWorld
+Recorder = _C.collectives.Recorder
+fake_group = _C.collectives.fake_group
+recorded = _C.collectives.recorded
+
+AxisRanks = Mapping[str, Sequence[Sequence[int]]]
+"""Ranks of every group of every axis: each rank is in one group of each axis."""
+
+_T = TypeVar("_T")
+
+
+def own_ranks(
+    all_ranks: Sequence[Sequence[int]], axis: str, rank: int, world_size: int
+) -> list[int]:
+    """The group of ``axis`` that ``rank`` belongs to.
+
+    Raises:
+        ValueError: unless the groups hold every rank of the world once.
+    """
+    if sorted(r for ranks in all_ranks for r in ranks) != list(range(world_size)):
+        raise ValueError(
+            f"axis {axis!r} must hold each of {world_size} ranks once, but is "
+            f"{[list(ranks) for ranks in all_ranks]}"
+        )
+    return next(list(ranks) for ranks in all_ranks if rank in ranks)
+
+
+def make_local_groups(
+    world: LocalWorld, axes: AxisRanks, *, rank: int, recorder: Recorder | None = None
+) -> dict[str, Group]:
+    """Like ``Distributed.make_groups`` for a rank that is a thread of this process."""
+    groups = {
+        axis: world.group(
+            rank, name=axis, ranks=own_ranks(all_ranks, axis, rank, world.size)
+        )
+        for axis, all_ranks in axes.items()
+    }
+    return {
+        axis: recorded(group, recorder) if recorder else group
+        for axis, group in groups.items()
+    }
+
+
+def make_fake_groups(
+    axes: AxisRanks, *, rank: int, world_size: int, recorder: Recorder | None = None
+) -> dict[str, Group]:
+    """Like ``Distributed.make_groups`` for one process that plays ``rank`` alone."""
+    groups = {}
+    for axis, all_ranks in axes.items():
+        ranks = own_ranks(all_ranks, axis, rank, world_size)
+        group = fake_group(axis, rank=ranks.index(rank), size=len(ranks))
+        groups[axis] = recorded(group, recorder) if recorder else group
+    return groups
+
+
+def run_local(world: LocalWorld, body: Callable[[int], _T]) -> list[_T]:
+    """Call ``body(rank)`` in one thread for each rank and return the results by rank.
+
+    Each thread computes with one thread of its own. When a rank fails, all others that
+    wait for it end with its message, and its own exception is raised here.
+    """
+    results: dict[int, _T] = {}
+    first_error: list[BaseException] = []
+    lock = threading.Lock()
+
+    def run_rank(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            results[rank] = body(rank)
+        except BaseException as error:  # raised again below, whatever it is
+            with lock:
+                first_error.append(error)
+            world.abort(f"rank {rank}: {type(error).__name__}: {first_line(error)}")
+
+    threads = [
+        threading.Thread(target=run_rank, args=(rank,), name=f"rank {rank}")
+        for rank in range(world.size)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if first_error:
+        raise first_error[0]
+    return [results[rank] for rank in range(world.size)]
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
