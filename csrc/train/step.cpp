@@ -2,7 +2,6 @@
 
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/isfinite.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -12,6 +11,7 @@
 #include <map>
 
 #include "ops/cross_entropy.h"
+#include "ops/squared_norm.h"
 
 namespace torchtitan::train {
 namespace {
@@ -92,12 +92,11 @@ at::Tensor Step::squared_norm(size_t begin, size_t end) const {
   std::map<std::string, std::pair<collectives::Group, at::Tensor>> sums;
   for (size_t i = begin; i < end; ++i) {
     const auto& group = *parts_.groups[i];
-    const auto norm =
-        at::linalg_vector_norm(group.gradient(), 2, {}, false, at::kDouble);
+    const auto squares = ops::squared_norm(group.gradient());
     auto& [axis, sum] =
         sums.try_emplace(group.shard_axis().name(), group.shard_axis(), at::Tensor())
             .first->second;
-    sum = sum.defined() ? sum.add(norm.square()) : norm.square();
+    sum = sum.defined() ? sum.add(squares) : squares;
   }
   auto total = at::zeros({}, result_.local_tokens.options());
   for (auto& [name, entry] : sums) {
