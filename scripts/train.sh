@@ -49,11 +49,14 @@ fi
 [ $status -eq 0 ] || exit $status
 [[ " ${flags[*]} " != *" --help "* ]] || exit 0
 
-# The folder that the flags or the configuration name.
+# The folder that the flags or the configuration name; none for a dry run.
 folder=$(python -c '
 import sys
 from torchtitan_cpp.config import load_config
-print(load_config(sys.argv[1:]).config.job.dump_folder)' "${flags[@]}")
+config = load_config(sys.argv[1:]).config
+print("" if config.comm.mode == "fake_backend" else config.job.dump_folder)' \
+  "${flags[@]}" ${comm_mode:+"--comm.mode=$comm_mode"})
+[ -n "$folder" ] || exit 0
 cat <<TEXT
 
 The files of this run are in $folder (metrics.jsonl has one line a logged step).

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "core/cpu_allocator.h"
 #include "core/memory_counter.h"
 #include "core/stop_flag.h"
@@ -25,8 +27,14 @@ void bind_core(py::module_ module) {
   module.def("compiled_torch_version", &core::compiled_torch_version,
              "Version of the torch whose headers the extension was compiled with.");
   module.def(
-      "install_stop_signal", &core::install_stop_signal,
-      "Take SIGTERM over: the first one sets a flag, the second ends the process.");
+      "install_stop_signal",
+      [](double echo_seconds) {
+        core::install_stop_signal(
+            std::chrono::milliseconds(std::llround(echo_seconds * 1000)));
+      },
+      py::kw_only(), py::arg("echo_seconds"),
+      "Take SIGTERM over: the first one sets a flag, one that comes\n"
+      "echo_seconds or more later ends the process.");
   module.def("stop_requested", &core::stop_requested,
              "Whether SIGTERM has come since install_stop_signal().");
 }

@@ -199,8 +199,9 @@ class core:
     def cpu_memory() -> core.MemoryCounter:
         """Bytes of CPU tensors. The first call puts the allocator that counts and keeps pages in place of torch's."""
     @staticmethod
-    def install_stop_signal() -> None:
-        """Take SIGTERM over: the first one sets a flag, the second ends the process."""
+    def install_stop_signal(*, echo_seconds: float) -> None:
+        """Take SIGTERM over: the first one sets a flag, one that comes
+        echo_seconds or more later ends the process."""
     @staticmethod
     def meta_memory() -> core.MemoryCounter:
         """Bytes that meta tensors made after the first call would have."""

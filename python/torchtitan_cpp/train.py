@@ -23,6 +23,9 @@ from torchtitan_cpp.world import find_device_type, find_world_size
 
 EXIT_BAD_INPUT = 2
 
+STOP_ECHO_SECONDS = 3.0
+"""A SIGTERM so soon after the first one is torchrun's, which passes on its own."""
+
 
 def main(
     argv: Sequence[str] | None = None, trainer_class: type[Trainer] = Trainer
@@ -50,7 +53,8 @@ def main(
     trainer: Trainer | None = None
     try:
         trainer = trainer_class(loaded.config)
-        _C.core.install_stop_signal()  # last: whoever comes later would replace it
+        # Last: whoever comes later would replace it.
+        _C.core.install_stop_signal(echo_seconds=STOP_ECHO_SECONDS)
         trainer.train()
     except Exception as error:
         return _fail(trainer, error)

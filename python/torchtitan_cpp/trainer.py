@@ -220,6 +220,8 @@ class Trainer:
                         self.step,
                         config.training.steps,
                     )
+                    if self.step > first_step:
+                        self.save(stopping=True)
                     break
                 self.step += 1
                 self.world.begin_step(self.step)
@@ -244,7 +246,10 @@ class Trainer:
 
     def load(self) -> None:
         """Continue from the checkpoint that the configuration chooses, if any."""
-        if self.job_config.checkpoint.enable and not self.world.is_fake:
+        section = self.job_config.checkpoint
+        if section.create_seed_checkpoint or self.world.is_fake:
+            return  # a seed holds the initial weights
+        if section.enable:
             load(self)
 
     def save(self, *, stopping: bool = False) -> None:
@@ -289,7 +294,6 @@ class Trainer:
         """The microbatches of one step; fewer, or none, where the data ends."""
         microbatches = []
         for inputs, labels in itertools.islice(batches, self.accumulation):
-            self.num_tokens_seen += labels.numel() * self.world.parallel_dims.batch
             microbatches.append(self.to_device(inputs, labels))
         return microbatches
 
@@ -309,6 +313,8 @@ class Trainer:
         """One optimizer step, logged where it is due."""
         # The host learns of a bad step here, after the next one's data is there.
         self.check_finite()
+        labels = sum(each["labels"].numel() for each in microbatches)
+        self.num_tokens_seen += labels * self.world.parallel_dims.batch
         learning_rate = self.optimizers.learning_rate
         result = self.executor.run(
             microbatches, learning_rate=learning_rate, step=self.step

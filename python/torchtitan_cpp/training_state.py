@@ -10,7 +10,7 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
-from torchtitan_cpp.data import merge_data_states
+from torchtitan_cpp.data import DataLoader, merge_data_states
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.world import World
 
@@ -98,11 +98,31 @@ def restore(trainer: Trainer, loaded: LoadedState) -> None:
         trainer.lr_schedulers.load_state_dict(schedule)
     data: Any = loaded.gathered.get("dataloader")
     if data:
-        trainer.dataloader.load_state_dict(merge_data_states(data))
+        trainer.dataloader.load_state_dict(_data_state(trainer, data))
     rng: Any = loaded.gathered.get("rng")
     # Another number of ranks has no use for the generators of these.
     if rng and len(rng) == trainer.world.parallel_dims.world_size:
         _set_rng_state(rng[trainer.world.rank])
+
+
+def _data_state(trainer: Trainer, states: list[Any]) -> Any:
+    """What this rank's loader continues from.
+
+    The package's loaders go on in any layout; another one gets back what it saved.
+
+    Raises:
+        ValueError: for another loader if the number of ranks is another one.
+    """
+    if isinstance(trainer.dataloader, DataLoader):
+        return merge_data_states(states)
+    world_size = trainer.world.parallel_dims.world_size
+    if len(states) != world_size:
+        raise ValueError(
+            "the loader of TrainSpec.build_dataloader_fn saved its position on "
+            f"{len(states)} ranks, this run has {world_size}; start the data anew by "
+            "--checkpoint.exclude_from_loading=dataloader"
+        )
+    return states[trainer.world.rank]
 
 
 def tensor_entries(trainer: Trainer) -> list[TensorEntry]:

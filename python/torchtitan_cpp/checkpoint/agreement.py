@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torchtitan_cpp.checkpoint.state import Json, Ranks
@@ -18,9 +18,22 @@ class CheckpointError(RuntimeError):
 def to_json(value: Json, *, where: str) -> str:
     """JSON text of ``value``; ValueError names ``where`` for what JSON cannot hold."""
     try:
+        _check_keys(value)
         return json.dumps(value, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: cannot be saved as JSON: {error}") from error
+
+
+def _check_keys(value: Json) -> None:
+    """JSON would turn keys that are numbers into texts, without a word."""
+    if isinstance(value, Mapping):
+        for key, held in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is no text")
+            _check_keys(held)
+    elif isinstance(value, (list, tuple)):
+        for held in value:
+            _check_keys(held)
 
 
 def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Value]:

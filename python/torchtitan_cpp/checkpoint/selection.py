@@ -103,23 +103,26 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
                 ],
             }
     paths: list[str] = []
-    reasons: list[str] = []
+    first = -1  # step of the first path
+    reasons: list[tuple[int, str]] = []  # with its step
     for found in checkpoints:
         reason = found.problem
         if found.manifest is not None:
             reason = _reason_against(found.path, parse_manifest(found.manifest), wanted)
         if not reason:
+            first = found.step if not paths else first
             paths.append(found.path)
         elif not paths:
-            reasons.append(reason)
+            reasons.append((found.step, reason))
     if reasons and not paths:
         raise CheckpointError(
             f"no checkpoint to go on from, and training does not start over silently: "
-            f"{'; '.join(reasons)}. Choose another checkpoint.folder, or start from "
-            "weights by checkpoint.initial_load_path"
+            f"{'; '.join(reason for _, reason in reasons)}. Choose another "
+            "checkpoint.folder, or start from weights by checkpoint.initial_load_path"
         )
-    for reason in reasons:
-        logger.warning(f"Skipped, going back to an older checkpoint: {reason}")
+    for step, reason in reasons:
+        back = ", going back to an older checkpoint" if step > first else ""
+        logger.warning(f"Skipped{back}: {reason}")
     return {"paths": paths, "missing": []}
 
 

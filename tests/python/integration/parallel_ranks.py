@@ -165,7 +165,7 @@ def train(
 
 def main() -> int:
     scenario = sys.argv[1]
-    core.install_stop_signal()
+    core.install_stop_signal(echo_seconds=0)
     try:
         distributed = parallel.init_distributed(
             device_type="cpu",

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from training_runs import Job, assert_same_tensors, read_checkpoint, run
 
+from torchtitan_cpp.train import STOP_ECHO_SECONDS
+
 EXIT_RANK_LOST = 75
 
 SAVING = (
@@ -35,7 +37,7 @@ def test_sigterm_saves_once_and_the_next_run_goes_on_bit_by_bit(
     with Job(stopped, *SAVING, ENDLESS, ranks=ranks) as job:
         job.wait_for("step:  5")
         job.signal(signal.SIGTERM)
-        ended = job.finish(20)
+        ended = job.finish()
     assert ended.exit_codes == [0] * ranks, ended.output
     (saved,) = checkpoints(stopped)
     step = int(saved.name.removeprefix("step-"))
@@ -54,22 +56,33 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
     with Job(tmp_path, *SAVING, ENDLESS, ranks=2) as job:
         job.wait_for("step:  3")
         job.signal(signal.SIGTERM, [1])
-        ended = job.finish(20)
+        ended = job.finish()
     assert ended.exit_codes == [0, 0]
     assert len(checkpoints(tmp_path)) == 1
 
 
-def test_a_second_sigterm_ends_at_once_and_leaves_no_torn_checkpoint(
+def test_two_sigterms_at_once_are_one_request(tmp_path: Path) -> None:
+    """Who ends a service signals torchrun and the ranks; torchrun signals them too."""
+    with Job(tmp_path, *SAVING, ENDLESS, ranks=2) as job:
+        job.wait_for("step:  3")
+        job.signal(signal.SIGTERM)
+        job.signal(signal.SIGTERM)
+        ended = job.finish()
+    assert ended.exit_codes == [0, 0], ended.output
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_a_later_sigterm_ends_at_once_and_leaves_no_torn_checkpoint(
     tmp_path: Path,
 ) -> None:
     with Job(tmp_path, *SAVING, ENDLESS, trainer="slow") as job:
         job.wait_for("step 3 goes on")
         job.signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert job.processes[0].exitcode is None
+        time.sleep(STOP_ECHO_SECONDS + 0.1)
+        assert job.processes[0].is_alive()
         job.signal(signal.SIGTERM)
-        ended = job.finish(5)
-    assert ended.exit_codes[0] != 0
+        ended = job.finish()
+    assert ended.exit_codes == [-signal.SIGTERM]
     assert checkpoints(tmp_path) == []
 
 
@@ -77,13 +90,11 @@ def test_a_second_sigterm_ends_at_once_and_leaves_no_torn_checkpoint(
 def test_a_killed_rank_is_named_by_all_others_and_nothing_is_saved(
     victim: int, tmp_path: Path
 ) -> None:
-    timeout = "--comm.train-timeout-seconds=10"
+    timeout = "--comm.train-timeout-seconds=3600"
     with Job(tmp_path, *SAVING, ENDLESS, timeout, ranks=3) as job:
         job.wait_for("step: 99")  # by then every rank has told its step
         job.signal(signal.SIGKILL, [victim])
-        killed = time.monotonic()
-        ended = job.finish(15)
-    assert time.monotonic() - killed < 13
+        ended = job.finish()  # well before the timeout of a step
     for rank, code in enumerate(ended.exit_codes):
         if rank == victim:
             assert code == -signal.SIGKILL

@@ -183,6 +183,38 @@ def test_buffers_of_a_python_model_are_saved_and_resumed_from(
     assert_same_checkpoint(checkpoint(parts, 4), checkpoint(whole.folder, 4))
 
 
+OWN_LOADER = (
+    *SAVING[:-1],
+    "--experimental.custom-import=tiny_python_model",
+    "--model.name=own_loader",
+    "--model.flavor=plain",
+    "--training.steps=9",
+)
+
+
+def test_a_loader_of_ones_own_goes_on_where_each_rank_was(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", *OWN_LOADER, ranks=2)
+    parts = tmp_path / "parts"
+    run(parts, *OWN_LOADER, ranks=2)
+    for step in (4, 5):
+        shutil.rmtree(checkpoint(parts, step))
+    moved = run(parts, *OWN_LOADER, fails=True)
+    assert "saved its position on 2 ranks, this run has 1" in moved.output
+    resumed = run(parts, *OWN_LOADER, ranks=2)
+    assert "training goes on after step 2" in resumed.output
+    assert resumed.metrics() == whole.metrics()
+
+
+def test_the_last_step_before_the_data_ends_is_saved(tmp_path: Path) -> None:
+    flags = ("--checkpoint.interval=100", "--training.global-batch-size=4")
+    ended = run(tmp_path, *OWN_LOADER, *flags)
+    assert "The data has ended after step 2 of 9" in ended.output
+    manifest = json.loads((checkpoint(tmp_path, 2) / "manifest.json").read_text())
+    assert manifest["content"] == "training"
+    tokens = 2 * 4 * 16  # steps, rows, tokens of a row: not those of a cut step
+    assert manifest["scalars"]["train_state"]["num_tokens_seen"] == tokens
+
+
 def test_without_train_state_the_run_starts_over_and_saves_its_own_steps(
     tmp_path: Path,
 ) -> None:
@@ -260,6 +292,19 @@ def test_transformers_loads_the_last_save_and_a_run_starts_from_it(
     )
     w1 = "layers.1.feed_forward.w1.weight"
     assert torch.equal(loaded[w1], state["model.layers.1.mlp.gate_proj.weight"])
+
+
+def test_a_seed_holds_the_initial_weights_whatever_the_folder_holds(
+    tmp_path: Path,
+) -> None:
+    seed = ("--checkpoint.enable", "--checkpoint.create-seed-checkpoint")
+    run(tmp_path / "fresh", *seed)
+    run(tmp_path / "used", *SAVING, *layout_flags("one_rank"), "--training.steps=2")
+    run(tmp_path / "used", *seed)
+    one, other = (
+        read_checkpoint(checkpoint(tmp_path / name, 0)) for name in ("fresh", "used")
+    )
+    assert_same_tensors(one, other)
 
 
 def test_a_seed_checkpoint_starts_every_layout_alike(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,8 +84,38 @@ class Counting(nn.Module):
         return self.output(h)
 
 
+class OwnLoader:
+    """Five batches of rank ``rank``; each rank has a state of its own."""
+
+    def __init__(
+        self, dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: Any
+    ) -> None:
+        training = job_config.training
+        self.shape = (training.local_batch_size, training.seq_len + 1)
+        self.rank = dp_rank
+        self.position = 0
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        while self.position < 5:
+            seed = torch.Generator().manual_seed(100 * self.rank + self.position)
+            tokens = torch.randint(2048, self.shape, generator=seed)
+            self.position += 1
+            yield {"input": tokens[:, :-1]}, tokens[:, 1:]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"rank": self.rank, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state["rank"] == self.rank
+        self.position = state["position"]
+
+
 _spec = replace(get_train_spec("llama3"), model_cls=Counting, state_dict_adapter=None)
 register_train_spec(
     "counting",
     replace(_spec, model_args={"plain": Args(), "spoiled": Args(bad_step=2)}),
+)
+register_train_spec(
+    "own_loader",
+    replace(_spec, model_args={"plain": Args()}, build_dataloader_fn=OwnLoader),
 )

@@ -83,13 +83,13 @@ class PoisoningTrainer(ComparingTrainer):
 
 
 class SlowTrainer(Trainer):
-    """Step 3 takes a minute."""
+    """Step 3 takes longer than any test."""
 
     def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
         super().train_step(microbatches)
         if self.step == 3:
             print("step 3 goes on", flush=True)
-            time.sleep(60)
+            time.sleep(3600)
 
 
 class ResavingTrainer(Trainer):

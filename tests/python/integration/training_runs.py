@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from ports import reserved_port
 from training_ranks import STATE_FOLDER, run_rank
 
 FLAGS = (
@@ -34,13 +35,6 @@ FLAGS = (
     "--optimizer.lr=1e-2",
 )
 """Of every job here; a later flag replaces an earlier one in `merged`."""
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def merged(*flags: str) -> list[str]:
@@ -89,7 +83,8 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = merged(f"--job.dump-folder={folder}", *flags)
         arguments = [flag for flag in arguments if not flag.startswith(without)]
-        port = str(free_port())
+        self._resources = ExitStack()
+        port = str(self._resources.enter_context(reserved_port()))
         self._outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
         self.processes = []
         for rank, output in enumerate(self._outputs):
@@ -109,7 +104,7 @@ class Job:
             process.start()
             self.processes.append(process)
 
-    def wait_for(self, text: str, *, rank: int = 0, seconds: float = 60) -> None:
+    def wait_for(self, text: str, *, rank: int = 0, seconds: float = 120) -> None:
         """Return once ``text`` is in the output of a rank."""
         deadline = time.monotonic() + seconds
         while text not in self.output(rank):
@@ -128,8 +123,8 @@ class Job:
             assert pid is not None
             os.kill(pid, number)
 
-    def finish(self, seconds: float = 100) -> Finished:
-        """Wait until all ranks have ended."""
+    def finish(self, seconds: float = 240) -> Finished:
+        """Wait until all ranks have ended; the limit is for those that hang."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -149,6 +144,7 @@ class Job:
         for process in self.processes:
             process.kill()
             process.join()
+        self._resources.close()
 
 
 def run(
@@ -174,14 +170,14 @@ def run(
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A job as a user starts it: torchrun and processes of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1"]
-    command += [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}"]
     return subprocess.run(
         [*command, "-m", "torchtitan_cpp.train", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": import_path()},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -246,7 +242,7 @@ def assert_same_tensors(
         assert torch.equal(tensor, other[name]), name
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """PYTHONPATH with the modules beside this one."""
     here = str(Path(__file__).parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -255,7 +251,7 @@ def _import_path() -> str:
 
 def _server() -> Any:
     """The fork server; started by the first process that is asked of it."""
-    os.environ["PYTHONPATH"] = _import_path()  # for what the server imports first
+    os.environ["PYTHONPATH"] = import_path()  # for what the server imports first
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_ranks"])
     return context

@@ -86,6 +86,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_or_refused_by_name(
     assert any(kept.iterdir())
 
 
+def test_a_damaged_old_checkpoint_is_told_without_going_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, 10, 20)
+    os.remove(tmp_path / "checkpoint/step-10/manifest.json")
+    assert load(tmp_path)[0].step == 20
+    assert "Skipped: " in caplog.text and "step-10" in caplog.text
+
+
 def test_training_never_starts_over_when_every_checkpoint_is_damaged(
     tmp_path: Path,
 ) -> None:

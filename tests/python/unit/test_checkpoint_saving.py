@@ -13,6 +13,7 @@ import torch
 from checkpoint_ranks import (
     Grid,
     example_tensors,
+    results,
     run_ranks,
     state_of,
 )
@@ -187,6 +188,40 @@ def test_a_fault_while_publishing_keeps_the_old_checkpoint(
         run.save(20, state_of(example_tensors(20), ONE, 0))
     assert steps_in(tmp_path) == ["step-10"]
     assert load(tmp_path)[0].step == 10
+
+
+def test_a_state_that_json_would_change_is_refused(tmp_path: Path) -> None:
+    for value, text in [({"rows": {3: 1}}, "the key 3 is no text"), ({1}, "set")]:
+        state = TrainingState(tensors=[entry(0, 10)], gathered={"dataloader": value})  # type: ignore[dict-item]  # the point
+        with pytest.raises(CheckpointError, match=text):
+            manager(tmp_path).save(10, state)
+
+
+def test_buffers_are_saved_by_rank_0_and_a_difference_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def save(ranks: Any) -> None:
+        names = ("same", "other")
+        values = (7, 7 + ranks.rank)
+        buffers = [
+            replace(
+                entry(0, 10, is_writer=ranks.rank == 0),
+                name=name,
+                local=torch.full((10,), value),
+                is_buffer=True,
+            )
+            for name, value in zip(names, values, strict=True)
+        ]
+        manager(tmp_path, ranks=ranks).save(10, TrainingState(tensors=buffers))
+
+    results(run_ranks(2, save))
+    assert "different values of the buffer other; those of rank 0" in caplog.text
+    loaded = [
+        replace(entry(0, 10), name=n, local=torch.zeros(10, dtype=torch.int64))
+        for n in ("same", "other")
+    ]
+    manager(tmp_path).load(TrainingState(tensors=loaded))
+    assert [each.local.tolist() for each in loaded] == [[7] * 10] * 2
 
 
 def test_no_save_is_tried_once_a_rank_has_died(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoint_ranks import (
     Grid,
     example_tensors,
@@ -28,6 +29,9 @@ from checkpoint_runs import (
 from torchtitan_cpp.checkpoint import (
     CheckpointError,
     LoadedState,
+    StateDictAdapter,
+    TensorEntry,
+    TrainingState,
 )
 
 
@@ -152,3 +156,49 @@ def test_contradicting_settings_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=text):
             manager(tmp_path, settings)
+
+
+class PrefixAdapter(StateDictAdapter):
+    """Names begin with ``hf.``; the buffer ``lost`` has none there."""
+
+    def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {f"hf.{n}": t for n, t in state_dict.items() if n != "lost"}
+
+    def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix("hf."): t for name, t in hf_state_dict.items()}
+
+
+def test_hugging_face_files_hold_buffers_in_their_dtype_or_not_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def state_with(count: int, lost: int) -> TrainingState:
+        buffers = {"count": torch.tensor(count), "lost": torch.tensor(lost)}
+        entries = [
+            TensorEntry(
+                name=name,
+                kind="model",
+                local=local,
+                global_shape=tuple(local.shape),
+                offset=(0,) * local.dim(),
+                size=tuple(local.shape),
+                is_writer=True,
+                is_buffer=name in buffers,
+            )
+            for name, local in ({"w": torch.ones(3)} | buffers).items()
+        ]
+        return TrainingState(tensors=entries)
+
+    adapter = PrefixAdapter(None, None)
+    large = 2**40 + 1  # no float32
+    saving = replace(ENABLED, last_save_in_hf=True)
+    path = manager(tmp_path, saving, adapter=adapter).save(
+        20, state_with(large, 5), last_step=True
+    )
+    loading = replace(
+        ENABLED, folder="new", initial_load_path=path, initial_load_in_hf=True
+    )
+    target = state_with(0, 6)
+    caplog.set_level("INFO", logger="torchtitan_cpp")
+    manager(tmp_path, loading, adapter=adapter).load(target)
+    assert [int(entry.local) for entry in target.tensors[1:]] == [large, 6]
+    assert "does not hold lost: as initialized" in caplog.text

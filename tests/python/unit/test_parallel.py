@@ -101,7 +101,7 @@ def test_sigterm_sets_a_flag_and_the_second_one_ends_the_process():
 import os, signal
 from torchtitan_cpp._C import core
 signal.signal(signal.SIGTERM, lambda *_: print("python's handler"))
-core.install_stop_signal()
+core.install_stop_signal(echo_seconds=0)
 assert not core.stop_requested()
 os.kill(os.getpid(), signal.SIGTERM)
 assert core.stop_requested()

@@ -1,0 +1,71 @@
+"""scripts/train.sh: what it says about a run after its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import import_path
+
+SCRIPT = Path(__file__).parents[3] / "scripts" / "train.sh"
+FLAGS = (
+    "--experimental.custom-import=tiny_jobs",
+    "--model.flavor=tiny",
+    "--training.dataset=tiny_text",
+    "--training.seq-len=16",
+    "--training.local-batch-size=2",
+    "--training.steps=1",
+    "--job.dump-folder=files",
+)
+CLOSING = "The files of this run are in files"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with the script whose environment is the one of this test."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "scripts")
+    programs = {
+        "scripts/setup.sh": "exit 0",
+        ".venv/bin/python": f'exec "{sys.executable}" "$@"',
+    }
+    for name, line in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    return tmp_path
+
+
+def train(clone: Path, *flags: str, **variables: str) -> str:
+    done = subprocess.run(
+        ["scripts/train.sh", *FLAGS, *flags],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": import_path()} | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_run_ends_by_saying_where_its_files_are(clone: Path) -> None:
+    assert CLOSING in train(clone)
+    assert (clone / "files" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+def test_a_dry_run_names_no_files_for_it_writes_none(
+    by_flag: bool, clone: Path
+) -> None:
+    if by_flag:
+        output = train(clone, "--comm.mode=fake_backend")
+    else:
+        output = train(clone, COMM_MODE="fake_backend", NGPU="4")
+    assert "The files of this run" not in output
+    assert not (clone / "files").exists()
