@@ -1,5 +1,6 @@
 #include "ops/fused.h"
 
+#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "ops/cross_entropy.h"
@@ -21,38 +23,51 @@ constexpr int64_t kGrain = 1 << 14;  // elements that make a thread worth while
 // does not depend on the number of threads.
 constexpr int64_t kBlocks = 32;
 
+using simd::Wide;
+
 template <class T>
 struct Of {
   using type = T;
 };
+
+template <class Run>
+void with_type(const at::Tensor& x, const Run& run) {
+  TORCH_CHECK(takes(x), "fused: expected bfloat16, float32 or float64 on a CPU, got ",
+              x.scalar_type(), " on ", x.device());
+  if (x.scalar_type() == at::kBFloat16) return run(Of<simd::BFloat16>{});
+  if (x.scalar_type() == at::kFloat) return run(Of<float>{});
+  run(Of<double>{});
+}
 
 // Working memory of attention: a row for each of torch's threads, found by its number.
 // Made on meta too, so that what is measured there is what a run takes.
 enum class Pass { kForward, kBackward };
 at::Tensor attention_scratch(Pass pass, const simd::AttentionShape& shape,
                              const at::Tensor& like) {
-  const auto elements = [&](const auto& kernels) {
-    return pass == Pass::kForward ? kernels.attention_scratch(shape)
-                                  : kernels.attention_backward_scratch(shape);
-  };
-  const int64_t row = like.scalar_type() == at::kFloat ? elements(simd::best<float>())
-                                                       : elements(simd::best<double>());
-  return at::empty({at::get_num_threads(), row}, like.options());
+  int64_t row = 0;
+  with_type(like, [&]<class T>(Of<T>) {
+    const auto& kernels = simd::best<T>();
+    row = pass == Pass::kForward ? kernels.attention_scratch(shape)
+                                 : kernels.attention_backward_scratch(shape);
+  });
+  return at::empty({at::get_num_threads(), row}, wide_options(like));
 }
 
 template <class Run>
 void for_dtype(const at::Tensor& x, const Run& run) {
-  TORCH_CHECK(takes(x), "fused: expected float32 or float64 on a CPU, got ",
-              x.scalar_type(), " on ", x.device());
-  if (x.is_meta()) return;  // shapes only: what follows fills memory
-  if (x.scalar_type() == at::kFloat) return run(Of<float>{});
-  run(Of<double>{});
+  with_type(x, [&](auto of) {
+    if (!x.is_meta()) run(of);  // on meta there are shapes only, and run fills memory
+  });
 }
 
 template <class T>
 T* data(const at::Tensor& x) {
   TORCH_INTERNAL_ASSERT(x.is_contiguous());
-  return x.mutable_data_ptr<T>();
+  if constexpr (std::is_same_v<T, simd::BFloat16>) {
+    return reinterpret_cast<T*>(x.mutable_data_ptr<at::BFloat16>());
+  } else {
+    return x.mutable_data_ptr<T>();
+  }
 }
 
 template <class T>
@@ -76,7 +91,12 @@ simd::AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k) {
 
 bool takes(const at::Tensor& x) {
   return (x.is_cpu() || x.is_meta()) &&
-         (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
+         (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat ||
+          x.scalar_type() == at::kDouble);
+}
+
+at::TensorOptions wide_options(const at::Tensor& x) {
+  return x.options().dtype(at::toOpMathType(x.scalar_type()));
 }
 
 void rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
@@ -84,7 +104,8 @@ void rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor&
   const int64_t dim = x.size(1);
   for_dtype(x, [&]<class T>(Of<T>) {
     auto *from = data<T>(x), *more = data_or_null<T>(residual), *w = data<T>(weight),
-         *to = data<T>(y), *inverse = data<T>(rstd);
+         *to = data<T>(y);
+    auto* inverse = data<Wide<T>>(rstd);
     at::parallel_for(0, x.size(0), grain(dim), [&](int64_t begin, int64_t end) {
       simd::best<T>().rms_norm(
           from + begin * dim, more == nullptr ? nullptr : more + begin * dim, w,
@@ -97,8 +118,8 @@ void rms_norm_again(const at::Tensor& x, const at::Tensor& weight,
                     const at::Tensor& rstd, const at::Tensor& y) {
   const int64_t dim = x.size(1);
   for_dtype(x, [&]<class T>(Of<T>) {
-    auto *from = data<T>(x), *w = data<T>(weight), *inverse = data<T>(rstd),
-         *to = data<T>(y);
+    auto *from = data<T>(x), *w = data<T>(weight), *to = data<T>(y);
+    auto* inverse = data<Wide<T>>(rstd);
     at::parallel_for(0, x.size(0), grain(dim), [&](int64_t begin, int64_t end) {
       simd::best<T>().rms_norm_again(from + begin * dim, w, inverse + begin,
                                      to + begin * dim, end - begin, dim);
@@ -106,24 +127,24 @@ void rms_norm_again(const at::Tensor& x, const at::Tensor& weight,
   });
 }
 
-void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
+void rms_norm_backward(const at::Tensor& dy, double scale, const at::Tensor& x,
                        const at::Tensor& weight, const at::Tensor& rstd,
                        const at::Tensor& residual, const at::Tensor& dx,
                        const at::Tensor& dweight) {
   const int64_t dim = x.size(1);
   const int64_t rows = x.size(0);
   const int64_t block = (rows + kBlocks - 1) / kBlocks;
-  const auto partial = at::zeros({kBlocks, dim}, x.options());
+  const auto partial = at::zeros({kBlocks, dim}, wide_options(x));
   for_dtype(x, [&]<class T>(Of<T>) {
     auto *g = data<T>(dy), *from = data<T>(x), *w = data<T>(weight),
-         *inverse = data<T>(rstd), *more = data_or_null<T>(residual), *to = data<T>(dx),
-         *sums = data<T>(partial);
+         *more = data_or_null<T>(residual), *to = data<T>(dx);
+    auto *inverse = data<Wide<T>>(rstd), *sums = data<Wide<T>>(partial);
     at::parallel_for(0, kBlocks, grain(block * dim), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t row = std::min(b * block, rows);
         const int64_t count = std::min(block, rows - row);
-        simd::best<T>().rms_norm_backward(g + row * dim, from + row * dim, w,
-                                          inverse + row,
+        simd::best<T>().rms_norm_backward(g + row * dim, static_cast<Wide<T>>(scale),
+                                          from + row * dim, w, inverse + row,
                                           more == nullptr ? nullptr : more + row * dim,
                                           to + row * dim, sums + b * dim, count, dim);
       }
@@ -135,16 +156,16 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
 void embedding_backward(const at::Tensor& dy, const at::Tensor& ids,
                         const at::Tensor& dweight) {
   const auto flat_ids = ids.contiguous().view({-1});
-  const auto rows =
-      dy.contiguous().view({flat_ids.numel(), -1}).to(dweight.scalar_type());
-  if (!takes(rows)) {
-    at::Tensor(dweight).index_add_(0, flat_ids, rows);
+  const auto rows = dy.contiguous().view({flat_ids.numel(), -1});
+  if (!takes(rows) || wide_options(rows).dtype() != dweight.dtype()) {
+    at::Tensor(dweight).index_add_(0, flat_ids, rows.to(dweight.scalar_type()));
     return;
   }
   const int64_t dim = rows.size(1);
   for_dtype(rows, [&]<class T>(Of<T>) {
     const auto* id = flat_ids.const_data_ptr<int64_t>();
-    auto *from = data<T>(rows), *to = data<T>(dweight);
+    auto* from = data<T>(rows);
+    auto* to = data<Wide<T>>(dweight);
     // Threads share out the columns: tokens of one id are added in their order.
     at::parallel_for(0, dim, grain(rows.size(0)), [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < rows.size(0); ++t) {
@@ -162,8 +183,9 @@ void rope_(const at::Tensor& x, const RopeTable& table, Turn turn) {
                     "rope_: x must be [B, S <= ", table.cos.size(0), ", H, ",
                     2 * table.cos.size(1), "], got shape ", x.sizes());
   for_dtype(x, [&]<class T>(Of<T>) {
-    auto *values = data<T>(x), *cos = data<T>(table.cos), *sin = data<T>(table.sin);
-    const T sign = turn == Turn::kForward ? T(1) : T(-1);
+    auto* values = data<T>(x);
+    auto *cos = data<Wide<T>>(table.cos), *sin = data<Wide<T>>(table.sin);
+    const auto sign = turn == Turn::kForward ? Wide<T>(1) : Wide<T>(-1);
     at::parallel_for(0, x.size(0) * seq_len, grain(heads * head_dim),
                      [&](int64_t begin, int64_t end) {
                        simd::best<T>().rope(values + begin * heads * head_dim, cos, sin,
@@ -229,11 +251,10 @@ void causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   const auto scratch = attention_scratch(Pass::kForward, shape, q);
   for_dtype(q, [&]<class T>(Of<T>) {
     const auto& kernels = simd::best<T>();
-    T* const memory = data<T>(scratch);
-    auto *query = data<T>(q), *key = data<T>(k), *value = data<T>(v), *out = data<T>(o),
-         *sums = data<T>(lse);
+    auto *const memory = data<Wide<T>>(scratch), *const sums = data<Wide<T>>(lse);
+    auto *query = data<T>(q), *key = data<T>(k), *value = data<T>(v), *out = data<T>(o);
     at::parallel_for(0, q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
-      T* const own = memory + at::get_thread_num() * scratch.size(1);
+      auto* const own = memory + at::get_thread_num() * scratch.size(1);
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / heads * tokens, head = unit % heads;
         const int64_t at = row * shape.query_stride + head * dim;
@@ -256,12 +277,12 @@ void causal_attention_backward(const at::Tensor& q, const at::Tensor& k,
   const auto scratch = attention_scratch(Pass::kBackward, shape, q);
   for_dtype(q, [&]<class T>(Of<T>) {
     const auto& kernels = simd::best<T>();
-    T* const memory = data<T>(scratch);
+    auto *const memory = data<Wide<T>>(scratch), *const sums = data<Wide<T>>(lse);
     auto *query = data<T>(q), *key = data<T>(k), *value = data<T>(v), *out = data<T>(o),
-         *sums = data<T>(lse), *d_out = data<T>(d_o), *d_query = data<T>(dq),
-         *d_key = data<T>(dk), *d_value = data<T>(dv);
+         *d_out = data<T>(d_o), *d_query = data<T>(dq), *d_key = data<T>(dk),
+         *d_value = data<T>(dv);
     at::parallel_for(0, q.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
-      T* const own = memory + at::get_thread_num() * scratch.size(1);
+      auto* const own = memory + at::get_thread_num() * scratch.size(1);
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / groups * tokens, group = unit % groups;
         const int64_t at = row * shape.query_stride + group * share * dim;

@@ -70,7 +70,7 @@ TensorList Block::compute(const TensorList& inputs, const TensorList& w) const {
 }
 
 bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) const {
-  return fused::takes(x) && rope_.cos.scalar_type() == x.scalar_type() &&
+  return fused::takes(x) && rope_.cos.dtype() == fused::wide_options(x).dtype() &&
          x.numel() > 0 &&
          std::all_of(parameters.begin(), parameters.end(),
                      [&](const at::Tensor& parameter) {
@@ -91,7 +91,7 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
   };
 
   const auto normed_NE = at::empty_like(x_NE);
-  const auto rstd1_N = at::empty({x_NE.size(0)}, x_NE.options());
+  const auto rstd1_N = at::empty({x_NE.size(0)}, fused::wide_options(x_NE));
   fused::rms_norm(x_NE, {}, w[kAttentionNorm], args_.norm_eps, normed_NE, rstd1_N);
   const auto q_BSHD = per_head(project(normed_NE, w[kWq]));
   const auto k_BSGD = per_head(project(normed_NE, w[kWk]));
@@ -99,7 +99,8 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
   fused::rope_(q_BSHD, rope_, fused::Turn::kForward);
   fused::rope_(k_BSGD, rope_, fused::Turn::kForward);
   const auto o_BSHD = at::empty_like(q_BSHD);
-  const auto lse_BHS = at::empty({batch, args_.n_heads, length}, x_NE.options());
+  const auto lse_BHS =
+      at::empty({batch, args_.n_heads, length}, fused::wide_options(x_NE));
   fused::causal_attention(q_BSHD, k_BSGD, v_BSGD, o_BSHD, lse_BHS);
 
   const auto h_NE = project(tokens(o_BSHD.flatten(2)), w[kWo]);
@@ -157,8 +158,8 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   const auto dh_NE = at::empty_like(x_NE);
   ops::linear_backward_input_(dh_NE, kept->gate_NF, w[kW1], Into::kOverwrite);
   ops::linear_backward_input_(dh_NE, kept->up_NF, w[kW3], Into::kAdd);
-  fused::rms_norm_backward(dh_NE, kept->h_NE, w[kFfnNorm], kept->rstd2_N, dy_NE, dh_NE,
-                           gradient(kFfnNorm));
+  fused::rms_norm_backward(dh_NE, 1.0, kept->h_NE, w[kFfnNorm], kept->rstd2_N, dy_NE,
+                           dh_NE, gradient(kFfnNorm));
   kept->gate_NF.reset();
   kept->up_NF.reset();
   kept->h_NE.reset();
@@ -185,8 +186,8 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
     ops::linear_backward_input_(normed_NE, d, w[slot],
                                 slot == kWq ? Into::kOverwrite : Into::kAdd);
   }
-  fused::rms_norm_backward(normed_NE, x_NE, w[kAttentionNorm], kept->rstd1_N, dh_NE,
-                           normed_NE, gradient(kAttentionNorm));
+  fused::rms_norm_backward(normed_NE, 1.0, x_NE, w[kAttentionNorm], kept->rstd1_N,
+                           dh_NE, normed_NE, gradient(kAttentionNorm));
   return {normed_NE.view_as(kept->x_BSE)};
 }
 

@@ -1,9 +1,9 @@
 // One pre-norm transformer block: grouped-query attention with rotary positions, then
 // SwiGLU feed-forward, each added to the residual stream.
 //
-// `compute` is the definition. Float32 and float64 on a CPU run hand-written passes:
-// they keep only what is dear to compute again, reuse their buffers and add each weight
-// gradient straight into its buffer.
+// `compute` is the definition. On a CPU, bfloat16, float32 and float64 run hand-written
+// passes: they keep only what is dear to compute again, reuse their buffers and add
+// each weight gradient straight into its buffer.
 #pragma once
 
 #include "models/llama/args.h"

@@ -36,7 +36,7 @@ struct Tokens final : nn::Segment::Saved {
 struct LossGradients final : nn::Segment::Saved {
   at::Tensor h_BSE, rstd_N;
   at::Tensor normed_NE;  // gradient of the normed hidden states
-  at::Tensor output_VE;  // gradient of the head's weight
+  at::Tensor output_VE;  // gradient of the head's weight, wide
 };
 
 }  // namespace
@@ -107,11 +107,11 @@ TensorList HeadSegment::forward(const TensorList& inputs, const TensorList& para
   const int64_t chunk = std::min(count, kChunk);
   const auto normed_CE = at::empty({chunk, h_NE.size(1)}, h_NE.options());
   const auto logits_CV = at::empty({chunk, output_VE.size(0)}, h_NE.options());
-  const auto rstd_N = at::empty({count}, h_NE.options());
+  const auto rstd_N = at::empty({count}, fused::wide_options(h_NE));
   LossGradients kept;
   if (saved != nullptr) {
     kept.normed_NE = at::empty_like(h_NE);
-    kept.output_VE = at::zeros_like(output_VE);
+    kept.output_VE = at::zeros_like(output_VE, fused::wide_options(output_VE));
   }
   double loss = 0;
   for (int64_t first = 0; first < count; first += chunk) {
@@ -150,8 +150,8 @@ TensorList HeadSegment::backward(std::unique_ptr<Saved> saved,
   const auto& sum_gradient = output_gradients[0];
   const double scale = sum_gradient.is_meta() ? 1.0 : sum_gradient.item<double>();
   parameters[1].grad().add_(kept->output_VE, scale);
-  const auto d_NE = kept->normed_NE.mul_(scale);
-  fused::rms_norm_backward(d_NE, kept->h_BSE.view(d_NE.sizes()), parameters[0],
+  const auto& d_NE = kept->normed_NE;
+  fused::rms_norm_backward(d_NE, scale, kept->h_BSE.view(d_NE.sizes()), parameters[0],
                            kept->rstd_N, {}, d_NE, parameters[0].grad());
   none[0] = d_NE.view_as(kept->h_BSE);
   return none;

@@ -1,7 +1,7 @@
 // The first and the last segment: token embedding; final norm with the head. As in a
-// block, `compute` is the definition, and float32 and float64 on a CPU run hand-written
-// passes: the embedding's gradient goes straight into its buffer, and the loss never
-// holds the logits of more than a chunk of tokens.
+// block, `compute` is the definition, and on a CPU bfloat16, float32 and float64 run
+// hand-written passes: the embedding's gradient goes straight into its buffer, and the
+// loss never holds the logits of more than a chunk of tokens.
 #pragma once
 
 #include "models/llama/model.h"

@@ -12,8 +12,10 @@ inline constexpr int64_t kQueries =
     32;  // divides kKeys: no row of a block is all masked
 inline constexpr int64_t kKeys = 64;
 
-template <class Isa, class T>
+// X is the type in memory, T that of the arithmetic and of the scratch.
+template <class Isa, class X>
 struct Attention {
+  using T = Wide<X>;
   using S = Simd<Isa, T>;
   using V = typename S::V;
 
@@ -24,7 +26,7 @@ struct Attention {
   }
 
   // to [padded tokens, padded dim] = from * factor, the rest zero
-  static void pack(const AttentionShape& s, const T* from, int64_t stride, T factor,
+  static void pack(const AttentionShape& s, const X* from, int64_t stride, T factor,
                    T* to) {
     const int64_t dim = padded_dim(s);
     for (int64_t t = 0; t < padded_tokens(s); ++t) {
@@ -38,16 +40,16 @@ struct Attention {
   // to [padded tokens / kKeys, head dim, kKeys] = from transposed, the rest zero. One
   // block after another: rows as long as the sequence would fall into the same cache
   // set.
-  static void pack_transposed(const AttentionShape& s, const T* from, T* to) {
+  static void pack_transposed(const AttentionShape& s, const X* from, T* to) {
     for (int64_t t = 0; t < padded_tokens(s); ++t) {
       T* const block = to + t / kKeys * kKeys * s.head_dim + t % kKeys;
       for (int64_t d = 0; d < s.head_dim; ++d) {
-        block[d * kKeys] = t < s.tokens ? from[t * s.key_stride + d] : T(0);
+        block[d * kKeys] = t < s.tokens ? T(from[t * s.key_stride + d]) : T(0);
       }
     }
   }
 
-  static void unpack(const AttentionShape& s, const T* from, T factor, T* to,
+  static void unpack(const AttentionShape& s, const T* from, T factor, X* to,
                      int64_t stride) {
     const int64_t dim = padded_dim(s);
     for (int64_t t = 0; t < s.tokens; ++t) {
@@ -70,7 +72,7 @@ struct Attention {
     return padded_tokens(s) * (s.head_dim + 2 * dim) + kQueries * (dim + kKeys);
   }
 
-  static void forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* o,
+  static void forward(const AttentionShape& s, const X* q, const X* k, const X* v, X* o,
                       T* lse, T* scratch) {
     const int64_t tokens = padded_tokens(s);
     const int64_t dim = padded_dim(s);
@@ -103,7 +105,7 @@ struct Attention {
       for (int64_t r = 0; r < kQueries && first + r < s.tokens; ++r) {
         lse[first + r] = most[r] + static_cast<T>(__builtin_log(weight[r]));
         const T inverse = 1 / weight[r];
-        T* const out = o + (first + r) * s.query_stride;
+        X* const out = o + (first + r) * s.query_stride;
         for (int64_t d = 0; d < s.head_dim; ++d) out[d] = sums[r * dim + d] * inverse;
       }
     }
@@ -139,9 +141,9 @@ struct Attention {
     return padded_tokens(s) * (2 * s.head_dim + 6 * dim + 2) + 2 * kQueries * kKeys;
   }
 
-  static void backward(const AttentionShape& s, int64_t heads, const T* q, const T* k,
-                       const T* v, const T* o, const T* lse, const T* d_o, T* dq, T* dk,
-                       T* dv, T* scratch) {
+  static void backward(const AttentionShape& s, int64_t heads, const X* q, const X* k,
+                       const X* v, const X* o, const T* lse, const X* d_o, X* dq, X* dk,
+                       X* dv, T* scratch) {
     const int64_t tokens = padded_tokens(s);
     const int64_t dim = padded_dim(s);
     T* const keys = scratch;

@@ -10,7 +10,13 @@ struct Isa {
 
 }  // namespace
 
-const Kernels<float>& avx2_float() { return kTable<Isa, float>; }
-const Kernels<double>& avx2_double() { return kTable<Isa, double>; }
+template <class T>
+const Kernels<T>& avx2() {
+  return kTable<Isa, T>;
+}
+
+template const Kernels<float>& avx2();
+template const Kernels<double>& avx2();
+template const Kernels<BFloat16>& avx2();
 
 }  // namespace torchtitan::ops::simd

@@ -10,7 +10,13 @@ struct Isa {
 
 }  // namespace
 
-const Kernels<float>& avx512_float() { return kTable<Isa, float>; }
-const Kernels<double>& avx512_double() { return kTable<Isa, double>; }
+template <class T>
+const Kernels<T>& avx512() {
+  return kTable<Isa, T>;
+}
+
+template const Kernels<float>& avx512();
+template const Kernels<double>& avx512();
+template const Kernels<BFloat16>& avx512();
 
 }  // namespace torchtitan::ops::simd

@@ -10,7 +10,13 @@ struct Isa {
 
 }  // namespace
 
-const Kernels<float>& baseline_float() { return kTable<Isa, float>; }
-const Kernels<double>& baseline_double() { return kTable<Isa, double>; }
+template <class T>
+const Kernels<T>& baseline() {
+  return kTable<Isa, T>;
+}
+
+template const Kernels<float>& baseline();
+template const Kernels<double>& baseline();
+template const Kernels<BFloat16>& baseline();
 
 }  // namespace torchtitan::ops::simd

@@ -6,8 +6,10 @@
 
 namespace torchtitan::ops::simd {
 
-template <class Isa, class T>
+// X is the type in memory, T that of the arithmetic.
+template <class Isa, class X>
 struct Pointwise {
+  using T = Wide<X>;
   using S = Simd<Isa, T>;
   using V = typename S::V;
   static constexpr int64_t W = S::width;
@@ -20,13 +22,16 @@ struct Pointwise {
     for (; i < count; ++i) tail(i);
   }
 
-  static void rms_norm(T* x, const T* residual, const T* weight, T* y, T* rstd,
+  static void rms_norm(X* x, const X* residual, const X* weight, X* y, T* rstd,
                        int64_t rows, int64_t dim, double eps) {
     for (int64_t r = 0; r < rows; ++r) {
-      T* const row = x + r * dim;
+      X* const row = x + r * dim;
       if (residual != nullptr) {
-        const T* const more = residual + r * dim;
-        for (int64_t i = 0; i < dim; ++i) row[i] += more[i];
+        const X* const more = residual + r * dim;
+        each(
+            dim,
+            [&](int64_t i) { S::store(row + i, S::load(row + i) + S::load(more + i)); },
+            [&](int64_t i) { row[i] = row[i] + more[i]; });
       }
       V squares = {};
       T rest = 0;
@@ -46,44 +51,63 @@ struct Pointwise {
       return __builtin_sqrtf(x);
   }
 
-  static void rms_norm_again(const T* x, const T* weight, const T* rstd, T* y,
+  static void rms_norm_again(const X* x, const X* weight, const T* rstd, X* y,
                              int64_t rows, int64_t dim) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < dim; ++i)
-        y[r * dim + i] = x[r * dim + i] * rstd[r] * weight[i];
+      const X* const row = x + r * dim;
+      X* const out = y + r * dim;
+      const T s = rstd[r];
+      each(
+          dim,
+          [&](int64_t i) {
+            S::store(out + i, S::load(row + i) * s * S::load(weight + i));
+          },
+          [&](int64_t i) { out[i] = row[i] * s * weight[i]; });
     }
   }
 
-  static void rms_norm_backward(const T* dy, const T* x, const T* weight, const T* rstd,
-                                const T* residual, T* dx, T* dweight, int64_t rows,
-                                int64_t dim) {
+  static void rms_norm_backward(const X* dy, T scale, const X* x, const X* weight,
+                                const T* rstd, const X* residual, X* dx, T* dweight,
+                                int64_t rows, int64_t dim) {
     for (int64_t r = 0; r < rows; ++r) {
-      const T* const g = dy + r * dim;
-      const T* const row = x + r * dim;
+      const X* const g = dy + r * dim;
+      const X* const row = x + r * dim;
+      const X* const more = residual == nullptr ? nullptr : residual + r * dim;
       const T s = rstd[r];
+      const T gradient_scale = scale * s;
       V products = {};
       T rest = 0;
       each(
           dim,
           [&](int64_t i) {
-            const V normed_gradient = S::load(g + i) * S::load(row + i) * s;
+            const V normed_gradient =
+                S::load(g + i) * S::load(row + i) * gradient_scale;
             products += normed_gradient * S::load(weight + i);
             S::store(dweight + i, S::load(dweight + i) + normed_gradient);
           },
           [&](int64_t i) {
-            rest += g[i] * row[i] * s * weight[i];
-            dweight[i] += g[i] * row[i] * s;
+            const T normed_gradient = g[i] * row[i] * gradient_scale;
+            rest += normed_gradient * weight[i];
+            dweight[i] += normed_gradient;
           });
       const T mean = (S::sum(products) + rest) / static_cast<T>(dim);
-      T* const out = dx + r * dim;
-      for (int64_t i = 0; i < dim; ++i) {
-        const T add = residual == nullptr ? T(0) : residual[r * dim + i];
-        out[i] = s * (g[i] * weight[i] - row[i] * s * mean) + add;
-      }
+      const T back = s * s * mean;
+      X* const out = dx + r * dim;
+      each(
+          dim,
+          [&](int64_t i) {
+            const V add = more == nullptr ? V{} : S::load(more + i);
+            S::store(out + i, S::load(g + i) * S::load(weight + i) * gradient_scale -
+                                  S::load(row + i) * back + add);
+          },
+          [&](int64_t i) {
+            const T add = more == nullptr ? T(0) : T(more[i]);
+            out[i] = g[i] * weight[i] * gradient_scale - row[i] * back + add;
+          });
     }
   }
 
-  static void rope(T* x, const T* cos, const T* sin, T sign, int64_t first_row,
+  static void rope(X* x, const T* cos, const T* sin, T sign, int64_t first_row,
                    int64_t rows, int64_t seq_len, int64_t heads, int64_t head_dim) {
     const int64_t half = head_dim / 2;
     for (int64_t r = 0; r < rows; ++r) {
@@ -91,7 +115,7 @@ struct Pointwise {
       const T* const c = cos + position * half;
       const T* const n = sin + position * half;
       for (int64_t h = 0; h < heads; ++h) {
-        T* const pairs = x + (r * heads + h) * head_dim;
+        X* const pairs = x + (r * heads + h) * head_dim;
         for (int64_t i = 0; i < half; ++i) {
           const T even = pairs[2 * i];
           const T odd = pairs[2 * i + 1];
@@ -104,7 +128,7 @@ struct Pointwise {
 
   static T scalar_exp(T x) { return S::exp(S::all(x))[0]; }
 
-  static void swiglu(const T* gate, const T* up, T* out, int64_t count) {
+  static void swiglu(const X* gate, const X* up, X* out, int64_t count) {
     each(
         count,
         [&](int64_t i) {
@@ -114,7 +138,7 @@ struct Pointwise {
         [&](int64_t i) { out[i] = gate[i] / (1 + scalar_exp(-gate[i])) * up[i]; });
   }
 
-  static void swiglu_backward(T* d, T* gate, T* up, int64_t count) {
+  static void swiglu_backward(X* d, X* gate, X* up, int64_t count) {
     each(
         count,
         [&](int64_t i) {
@@ -137,13 +161,13 @@ struct Pointwise {
         });
   }
 
-  static double cross_entropy(T* logits, const int64_t* labels, int64_t ignored,
+  static double cross_entropy(X* logits, const int64_t* labels, int64_t ignored,
                               int64_t rows, int64_t classes, bool keep_gradient) {
     double loss = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      T* const row = logits + r * classes;
+      X* const row = logits + r * classes;
       if (labels[r] == ignored) {
-        for (int64_t i = 0; keep_gradient && i < classes; ++i) row[i] = 0;
+        for (int64_t i = 0; keep_gradient && i < classes; ++i) row[i] = T(0);
         continue;
       }
       const T target = row[labels[r]];
@@ -151,26 +175,27 @@ struct Pointwise {
       T most = row[0];
       each(
           classes, [&](int64_t i) { largest = S::max(largest, S::load(row + i)); },
-          [&](int64_t i) { most = row[i] > most ? row[i] : most; });
+          [&](int64_t i) { most = row[i] > most ? T(row[i]) : most; });
       const T top = S::max(largest);
       most = top > most ? top : most;
       V total = {};
       T rest = 0;
       each(
-          classes,
-          [&](int64_t i) {
-            const V e = S::exp(S::load(row + i) - most);
-            S::store(row + i, e);
-            total += e;
-          },
-          [&](int64_t i) { rest += row[i] = scalar_exp(row[i] - most); });
+          classes, [&](int64_t i) { total += S::exp(S::load(row + i) - most); },
+          [&](int64_t i) { rest += scalar_exp(row[i] - most); });
       const T sum = S::sum(total) + rest;
       loss +=
           __builtin_log(static_cast<double>(sum)) + static_cast<double>(most - target);
       if (!keep_gradient) continue;
+      // The exponentials again: kept in the logits' place they would be rounded twice.
       const T inverse = 1 / sum;
-      for (int64_t i = 0; i < classes; ++i) row[i] *= inverse;
-      row[labels[r]] -= 1;
+      each(
+          classes,
+          [&](int64_t i) {
+            S::store(row + i, S::exp(S::load(row + i) - most) * inverse);
+          },
+          [&](int64_t i) { row[i] = scalar_exp(row[i] - most) * inverse; });
+      row[labels[r]] = scalar_exp(target - most) * inverse - 1;
     }
     return loss;
   }

@@ -23,22 +23,25 @@ Available available() {
 
 }  // namespace
 
-template <>
-std::vector<const Kernels<float>*> supported<float>() {
-  std::vector<const Kernels<float>*> all;
-  if (available().avx512) all.push_back(&avx512_float());
-  if (available().avx2) all.push_back(&avx2_float());
-  all.push_back(&baseline_float());
+template <class T>
+std::vector<const Kernels<T>*> supported() {
+  std::vector<const Kernels<T>*> all;
+  if (available().avx512) all.push_back(&avx512<T>());
+  if (available().avx2) all.push_back(&avx2<T>());
+  all.push_back(&baseline<T>());
   return all;
 }
 
-template <>
-std::vector<const Kernels<double>*> supported<double>() {
-  std::vector<const Kernels<double>*> all;
-  if (available().avx512) all.push_back(&avx512_double());
-  if (available().avx2) all.push_back(&avx2_double());
-  all.push_back(&baseline_double());
-  return all;
+template std::vector<const Kernels<float>*> supported();
+template std::vector<const Kernels<double>*> supported();
+template std::vector<const Kernels<BFloat16>*> supported();
+
+bool multiplies_bfloat16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;  // those with AMX have it too
+#else
+  return false;
+#endif
 }
 
 }  // namespace torchtitan::ops::simd

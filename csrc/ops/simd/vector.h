@@ -4,15 +4,20 @@
 // them. No standard library here: its inline functions would be merged.
 #pragma once
 
-#include <cstdint>
+#include "ops/simd/kernels.h"
 
 namespace torchtitan::ops::simd {
+
+template <class T, int64_t bytes>
+struct Vector {
+  typedef T type __attribute__((vector_size(bytes)));
+};
 
 template <class Isa, class T>
 struct Simd {
   static constexpr int64_t width = Isa::bytes / static_cast<int64_t>(sizeof(T));
-  typedef T V __attribute__((vector_size(Isa::bytes)));
-  typedef int32_t I __attribute__((vector_size(Isa::bytes)));
+  using V = typename Vector<T, Isa::bytes>::type;
+  using I = typename Vector<int32_t, Isa::bytes>::type;
 
   static V load(const T* p) {
     V v;
@@ -20,6 +25,23 @@ struct Simd {
     return v;
   }
   static void store(T* p, V v) { __builtin_memcpy(p, &v, sizeof(V)); }
+
+  // The same of numbers kept in bfloat16, for float.
+  using Bits = typename Vector<uint32_t, Isa::bytes>::type;
+  using Halves = typename Vector<uint16_t, 2 * width>::type;
+  static V load(const BFloat16* p) {
+    Halves halves;
+    __builtin_memcpy(&halves, p, sizeof(Halves));
+    return reinterpret_cast<V>(__builtin_convertvector(halves, Bits) << 16U);
+  }
+  static void store(BFloat16* p, V v) {
+    const Bits wide = reinterpret_cast<Bits>(v);
+    const Bits rounded = wide + 0x7FFFU + ((wide >> 16U) & 1U);
+    const Bits bits = (v == v ? rounded : wide | 0x400000U) >> 16U;
+    const Halves halves = __builtin_convertvector(bits, Halves);
+    __builtin_memcpy(p, &halves, sizeof(Halves));
+  }
+
   static V all(T x) { return x - V{}; }
   static T sum(V v) {
     T total = 0;

@@ -1,5 +1,6 @@
 // The hand-written passes of the segments give what autograd makes of their definition.
 #include <ATen/Functions.h>
+#include <ATen/OpMathType.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -25,30 +26,40 @@ class SegmentsTest : public ::testing::TestWithParam<Case> {
  protected:
   SegmentsTest()
       : c(GetParam()),
-        model(build({.dim = c.dim,
-                     .n_layers = 1,
-                     .n_heads = c.n_heads,
-                     .n_kv_heads = c.n_kv_heads,
-                     .vocab_size = c.vocab_size,
-                     .hidden_dim = c.hidden_dim,
-                     .norm_eps = 1e-5,
-                     .rope_theta = 1e4,
-                     .rope_scaling = std::nullopt,
-                     .max_seq_len = c.length + 3,
-                     .depth_init = true,
-                     .tied_embeddings = false},
-                    {.head = Head::kLoss,
-                     .device = at::kCPU,
-                     .dtype = c.dtype == at::kDouble ? at::kDouble : at::kFloat})) {
+        model(build_model(c.dtype == at::kDouble ? at::kDouble : at::kFloat)) {
     at::manual_seed(5);
+  }
+
+  nn::Model build_model(at::ScalarType dtype) const {
+    return build({.dim = c.dim,
+                  .n_layers = 1,
+                  .n_heads = c.n_heads,
+                  .n_kv_heads = c.n_kv_heads,
+                  .vocab_size = c.vocab_size,
+                  .hidden_dim = c.hidden_dim,
+                  .norm_eps = 1e-5,
+                  .rope_theta = 1e4,
+                  .rope_scaling = std::nullopt,
+                  .max_seq_len = c.length + 3,
+                  .depth_init = true,
+                  .tied_embeddings = false},
+                 {.head = Head::kLoss, .device = at::kCPU, .dtype = dtype});
+  }
+
+  // A leaf of `value` with a gradient of ones, as a group attaches it.
+  static at::Tensor with_gradient(const at::Tensor& value) {
+    auto leaf = value.detach().clone().set_requires_grad(true);
+    const auto dtype = at::toOpMathType(value.scalar_type());
+    leaf.set_grad_dtype(dtype);
+    leaf.mutable_grad() = at::ones_like(value, value.options().dtype(dtype));
+    return leaf;
   }
 
   TensorList parameters(size_t group) const {
     TensorList leaves;
     for (const auto& parameter : model.groups[group].parameters) {
       auto leaf = at::randn(parameter.shape, at::kDouble).mul(0.2).add(0.1).to(c.dtype);
-      leaves.push_back(leaf.set_requires_grad(true));
-      leaves.back().mutable_grad() = at::ones_like(leaf).detach();
+      leaves.push_back(with_gradient(leaf));
     }
     return leaves;
   }
@@ -77,10 +88,7 @@ class SegmentsTest : public ::testing::TestWithParam<Case> {
     auto& segment = dynamic_cast<nn::AutogradSegment&>(*model.segments[s]);
     const auto own = parameters(s);
     TensorList reference;
-    for (const auto& leaf : own) {
-      reference.push_back(leaf.detach().clone().set_requires_grad(true));
-      reference.back().mutable_grad() = at::ones_like(leaf).detach();
-    }
+    for (const auto& leaf : own) reference.push_back(with_gradient(leaf));
     for (int microbatch = 0; microbatch < 2; ++microbatch) {
       const auto in = inputs(s);
       TensorList leaves;
@@ -140,10 +148,8 @@ TEST_P(SegmentsTest, OnMetaTheyTakeAndKeepTheSameMemory) {
   const auto on = [](const TensorList& tensors, const at::Device& device) {
     TensorList there;
     for (const auto& tensor : tensors) {
-      there.push_back(
-          tensor.detach().to(device).set_requires_grad(tensor.requires_grad()));
-      if (tensor.grad().defined())
-        there.back().mutable_grad() = tensor.grad().to(device);
+      const auto moved = tensor.detach().to(device);
+      there.push_back(tensor.grad().defined() ? with_gradient(moved) : moved);
     }
     return there;
   };
@@ -161,8 +167,6 @@ TEST_P(SegmentsTest, OnMetaTheyTakeAndKeepTheSameMemory) {
     result.backward_peak = memory.peak() - before;
     return result;
   };
-  if (c.dtype == at::kBFloat16)
-    return;                         // torch's own kernels, which allocate as they like
   for (size_t s = 1; s < 3; ++s) {  // an embedding on meta needs torch's Python half
     const auto real = bytes(s, at::kCPU, core::cpu_memory());
     const auto meta = bytes(s, at::kMeta, core::meta_memory());
@@ -170,6 +174,72 @@ TEST_P(SegmentsTest, OnMetaTheyTakeAndKeepTheSameMemory) {
     EXPECT_NEAR(real.forward_peak, meta.forward_peak, 64) << s;
     // Scalars and the like; nothing that grows with the batch.
     EXPECT_NEAR(real.backward_peak, meta.backward_peak, 1024) << s;
+  }
+}
+
+// Against float64 on the same numbers: the passes round less often than autograd does,
+// and never worse.
+TEST_P(SegmentsTest, TheyAreAsExactAsAutogradInTheirDtype) {
+  const auto distance = [](const at::Tensor& found, const at::Tensor& exact) {
+    return found.to(at::kDouble).sub(exact).norm().item<double>();
+  };
+  const auto exact_model = build_model(at::kDouble);
+  for (size_t s = 0; s < 3; ++s) {
+    auto& segment = dynamic_cast<nn::AutogradSegment&>(*model.segments[s]);
+    auto& exact_segment = dynamic_cast<nn::AutogradSegment&>(*exact_model.segments[s]);
+    struct Run {
+      TensorList parameters, inputs;
+      at::Tensor output;
+    } own, autograd, exact;
+    own.parameters = parameters(s);
+    own.inputs = inputs(s);
+    const auto copy = [&](Run& run, bool widen) {
+      const auto cast = [&](const at::Tensor& t) {
+        return widen && t.is_floating_point() ? t.to(at::kDouble) : t;
+      };
+      for (const auto& leaf : own.parameters) {
+        run.parameters.push_back(with_gradient(cast(leaf.detach())));
+        run.parameters.back().mutable_grad().zero_();
+      }
+      for (const auto& input : own.inputs) {
+        run.inputs.push_back(
+            cast(input).clone().set_requires_grad(input.is_floating_point()));
+      }
+    };
+    copy(autograd, false);
+    copy(exact, true);
+    for (const auto& leaf : own.parameters) leaf.mutable_grad().zero_();
+
+    std::unique_ptr<nn::Segment::Saved> saved;
+    own.output = segment.forward(own.inputs, own.parameters, &saved).at(0);
+    const auto gradient = at::randn_like(own.output);
+    const auto input_gradients =
+        segment.backward(std::move(saved), {gradient}, own.parameters);
+    autograd.output = segment.compute(autograd.inputs, autograd.parameters).at(0);
+    exact.output = exact_segment.compute(exact.inputs, exact.parameters).at(0);
+    for (const auto* run : {&autograd, &exact}) {
+      torch::autograd::backward({run->output},
+                                {gradient.to(run->output.scalar_type())});
+    }
+
+    const auto expect = [&](const at::Tensor& found, const at::Tensor& plain,
+                            const at::Tensor& reference, const std::string& what) {
+      const double error = distance(found, reference);
+      const double allowed = c.tolerance * reference.norm().item<double>();
+      EXPECT_LE(error, allowed) << what;
+      // A hundredth of the tolerance: both may be all but exact.
+      EXPECT_LE(error, 1.5 * distance(plain, reference) + 1e-2 * allowed) << what;
+    };
+    expect(own.output, autograd.output.detach(), exact.output.detach(), "output");
+    for (size_t i = 0; i < own.inputs.size(); ++i) {
+      if (!own.inputs[i].is_floating_point()) continue;
+      expect(input_gradients[i], autograd.inputs[i].grad(), exact.inputs[i].grad(),
+             "input gradient");
+    }
+    for (size_t i = 0; i < own.parameters.size(); ++i) {
+      expect(own.parameters[i].grad(), autograd.parameters[i].grad(),
+             exact.parameters[i].grad(), model.groups[s].parameters[i].name);
+    }
   }
 }
 
@@ -181,7 +251,9 @@ INSTANTIATE_TEST_SUITE_P(
         // More tokens than one chunk of the head, more than one block of attention.
         Case{"Long", 3, 400, 2, 1, 8, 12, 17, at::kDouble, 1e-10},
         Case{"Float", 2, 130, 4, 2, 64, 96, 257, at::kFloat, 1e-5},
-        Case{"BFloat16", 2, 9, 4, 2, 16, 24, 33, at::kBFloat16, 2e-2}),
+        Case{"BFloat16", 2, 9, 4, 2, 16, 24, 33, at::kBFloat16, 2e-2},
+        // More tokens than one panel of the products.
+        Case{"LongBFloat16", 7, 300, 4, 2, 64, 96, 257, at::kBFloat16, 2e-2}),
     [](const auto& info) { return info.param.name; });
 
 TEST(Segments, ALabelOutsideTheVocabularyIsRefused) {
