@@ -152,7 +152,8 @@ void linear_backward_weight_(const at::Tensor& dw, const at::Tensor& dy,
     return;
   }
   if (dw.scalar_type() == x.scalar_type()) return product_(dw, dy.t(), x, Into::kAdd);
-  dw.add_(at::mm(dy.t(), x));
+  // Cast here: add_ would do it unseen, with memory that it does not take on meta.
+  dw.add_(at::mm(dy.t(), x).to(dw.scalar_type()));
 }
 
 }  // namespace torchtitan::ops

@@ -13,10 +13,10 @@ struct Case {
 
 class LinearTest : public ::testing::TestWithParam<Case> {};
 
-// Sizes on both sides of the threshold for oneDNN, and strided rows.
+// Sizes on both sides of the threshold for oneDNN, more rows than a panel, strided rows.
 TEST_P(LinearTest, EqualsPlainProducts) {
   const auto [dtype, tolerance] = GetParam();
-  for (const int64_t rows : {3, 300}) {
+  for (const int64_t rows : {3, 300, 2100}) {
     const auto x = at::randn({rows, 2 * 128}, dtype).narrow(1, 5, 128);
     const auto w = at::randn({150, 128}, dtype);
     const auto dy = at::randn({rows, 150}, dtype);
