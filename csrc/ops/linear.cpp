@@ -74,7 +74,7 @@ at::Tensor float_rows(int64_t rows, const at::Tensor& like) {
   return at::empty({rows, like.size(1)}, like.options().dtype(at::kFloat));
 }
 
-// Calls run(first, count) for panels of `rows`. On meta the memory is all there is.
+// Calls run(first, count) for panels of x. On meta the memory is all there is.
 template <class Run>
 void for_panels(const at::Tensor& x, const Run& run) {
   for (int64_t i = 0; !x.is_meta() && i < x.size(0); i += kPanel) {

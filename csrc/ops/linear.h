@@ -27,7 +27,7 @@ void linear_backward_input_(const at::Tensor& dx, const at::Tensor& dy,
                             const at::Tensor& w, Into into);
 
 // dw += dy^T x; dw [O, I] may have another floating-point dtype than the operands. Of
-// bfloat16 operands a float32 dw gets the float32 sum, but where the CPU multiplies
+// bfloat16 operands a float32 dw gets the float32 sum, except where the CPU multiplies
 // bfloat16 by itself: there each product is rounded to bfloat16 before it is added.
 void linear_backward_weight_(const at::Tensor& dw, const at::Tensor& dy,
                              const at::Tensor& x);

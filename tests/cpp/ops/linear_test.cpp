@@ -13,7 +13,8 @@ struct Case {
 
 class LinearTest : public ::testing::TestWithParam<Case> {};
 
-// Sizes on both sides of the threshold for oneDNN, more rows than a panel, strided rows.
+// Sizes on both sides of the threshold for oneDNN, more rows than a panel of bfloat16;
+// strided rows.
 TEST_P(LinearTest, EqualsPlainProducts) {
   const auto [dtype, tolerance] = GetParam();
   for (const int64_t rows : {3, 300, 2100}) {
