@@ -65,31 +65,36 @@ void bind_shapes(py::module_& module) {
       .def_readonly("optimizer_bytes", &GroupShape::optimizer_bytes)
       .def_readonly("reshard_after_forward", &GroupShape::reshard_after_forward)
       .def_readonly("trainable", &GroupShape::trainable)
+      .def_readonly("transport_numel", &GroupShape::transport_numel,
+                    "Elements that the transport of a gather or reduction holds.")
       .def_readonly("shard_axis", &GroupShape::shard_axis)
       .def_readonly("replica_axis", &GroupShape::replica_axis);
 
   py::class_<SegmentShape>(module, "SegmentShape",
                            "Sizes of a link of the model's chain, per microbatch.")
-      .def(py::init([](std::string name, std::vector<int64_t> groups,
-                       int64_t forward_flops, int64_t backward_flops,
-                       int64_t input_bytes, int64_t output_bytes, int64_t saved_bytes,
-                       int64_t forward_temporary_bytes,
-                       int64_t backward_temporary_bytes, bool recompute) {
-             return SegmentShape{.name = std::move(name),
-                                 .groups = std::move(groups),
-                                 .forward_flops = forward_flops,
-                                 .backward_flops = backward_flops,
-                                 .input_bytes = input_bytes,
-                                 .output_bytes = output_bytes,
-                                 .saved_bytes = saved_bytes,
-                                 .forward_temporary_bytes = forward_temporary_bytes,
-                                 .backward_temporary_bytes = backward_temporary_bytes,
-                                 .recompute = recompute};
-           }),
-           py::kw_only(), py::arg("name"), py::arg("groups"), py::arg("forward_flops"),
-           py::arg("backward_flops"), py::arg("input_bytes"), py::arg("output_bytes"),
-           py::arg("saved_bytes"), py::arg("forward_temporary_bytes"),
-           py::arg("backward_temporary_bytes"), py::arg("recompute"))
+      .def(
+          py::init([](std::string name, std::vector<int64_t> groups,
+                      int64_t forward_flops, int64_t backward_flops,
+                      int64_t input_bytes, int64_t output_bytes, int64_t saved_bytes,
+                      int64_t forward_temporary_bytes, int64_t backward_temporary_bytes,
+                      bool recompute, bool saves_outputs) {
+            return SegmentShape{.name = std::move(name),
+                                .groups = std::move(groups),
+                                .forward_flops = forward_flops,
+                                .backward_flops = backward_flops,
+                                .input_bytes = input_bytes,
+                                .output_bytes = output_bytes,
+                                .saved_bytes = saved_bytes,
+                                .forward_temporary_bytes = forward_temporary_bytes,
+                                .backward_temporary_bytes = backward_temporary_bytes,
+                                .recompute = recompute,
+                                .saves_outputs = saves_outputs};
+          }),
+          py::kw_only(), py::arg("name"), py::arg("groups"), py::arg("forward_flops"),
+          py::arg("backward_flops"), py::arg("input_bytes"), py::arg("output_bytes"),
+          py::arg("saved_bytes"), py::arg("forward_temporary_bytes"),
+          py::arg("backward_temporary_bytes"), py::arg("recompute"),
+          py::arg("saves_outputs") = false)
       .def_readonly("name", &SegmentShape::name)
       .def_readonly("groups", &SegmentShape::groups, "Indices of the groups it uses.")
       .def_readonly("forward_flops", &SegmentShape::forward_flops)
@@ -99,7 +104,9 @@ void bind_shapes(py::module_& module) {
       .def_readonly("saved_bytes", &SegmentShape::saved_bytes)
       .def_readonly("forward_temporary_bytes", &SegmentShape::forward_temporary_bytes)
       .def_readonly("backward_temporary_bytes", &SegmentShape::backward_temporary_bytes)
-      .def_readonly("recompute", &SegmentShape::recompute);
+      .def_readonly("recompute", &SegmentShape::recompute)
+      .def_readonly("saves_outputs", &SegmentShape::saves_outputs,
+                    "Whether what backward needs includes the outputs.");
 
   py::class_<StepShape>(module, "StepShape", "What a planner knows of a rank's model.")
       .def(py::init([](std::vector<SegmentShape> segments,
@@ -116,6 +123,9 @@ void bind_shapes(py::module_& module) {
       .def_readonly("groups", &StepShape::groups)
       .def_readonly("num_microbatches", &StepShape::num_microbatches)
       .def_readonly("constant_bytes", &StepShape::constant_bytes)
+      .def("with_transport_buffers", &with_transport_buffers,
+           "The shape where the reduction of every sharded group receives all pieces "
+           "before it adds them up, as over Gloo.")
       .def("with_optimizer_bytes", &with_optimizer_bytes, py::arg("optimizer_bytes"),
            "The shape with this many bytes of optimizer states per element.");
 }

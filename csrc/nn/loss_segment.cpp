@@ -21,6 +21,12 @@ class LossSegment final : public AutogradSegment {
     return {loss.view(at::IntArrayRef())};
   }
 
+  // A loss has no product.
+  Flops flops(const TensorList& /*inputs*/,
+              const TensorList& /*parameters*/) const override {
+    return {};
+  }
+
  private:
   LossFunction function_;
 };

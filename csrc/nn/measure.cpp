@@ -53,17 +53,26 @@ class Chain {
                         " reads the value '", name, "', which nothing provides");
       inputs.push_back(found->second);
     }
+    const auto leaves = leaves_of(segment);
+    const auto flops = segment.flops(inputs, leaves);
+    shape.forward_flops = flops.forward;
+    shape.backward_flops = flops.backward;
     auto& memory = core::meta_memory();
     const int64_t before = memory.live();
     memory.reset_peak();
-    const auto outputs = segment.forward(inputs, leaves_of(segment), &saved_[index]);
+    auto outputs = segment.forward(inputs, leaves, &saved_[index]);
     shape.input_bytes = new_bytes(inputs, {});
     shape.output_bytes = new_bytes(outputs, inputs);
     shape.saved_bytes =
         std::max<int64_t>(0, memory.live() - before - shape.output_bytes);
     shape.forward_temporary_bytes = memory.peak() - memory.live();
-    for (size_t i = 0; i < outputs.size(); ++i)
-      values_[segment.outputs()[i]] = outputs[i];
+    // The next segment gets others, so that it shows what holds these.
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      values_[segment.outputs()[i]] = at::empty_like(outputs[i]);
+    }
+    const int64_t with_outputs = memory.live();
+    outputs.clear();
+    shape.saves_outputs = with_outputs - memory.live() < shape.output_bytes;
   }
 
   // `input_gradient_bytes` are those that the memory model adds by itself.
@@ -131,8 +140,9 @@ plan::StepShape measure(const Model& model, const GroupOptions& options,
   }
   TensorList all;
   for (const auto& [name, tensor] : batch) all.push_back(tensor);
-  shape.constant_bytes = shape.num_microbatches *
-                         (new_bytes(all, {}) - shape.segments.front().input_bytes);
+  shape.constant_bytes = new_bytes(model.constants, {}) +
+                         shape.num_microbatches *
+                             (new_bytes(all, {}) - shape.segments.front().input_bytes);
   return shape;
 }
 

@@ -1,4 +1,5 @@
-// How many bytes each segment of a model needs, found by running it on meta tensors.
+// What each segment of a model computes and how many bytes it needs, found by running
+// it on meta tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,14 +13,14 @@
 
 namespace torchtitan::nn {
 
-// `shape` with the bytes of every segment (inputs, outputs, saved, temporaries of
-// forward and backward) and constant_bytes, which counts the tensors of the batch that
-// are not inputs of the first segment. Nothing is allocated or computed.
+// `shape` with the flops and bytes of every segment (inputs, outputs, saved,
+// temporaries of forward and backward) and constant_bytes, which counts the constants
+// of the model and the tensors of the batch that are not inputs of the first segment.
+// Nothing is allocated or computed.
 //   model    built on meta, with the segments and groups of `shape`
 //   options  dtypes of parameters and gradients; the device is not looked at
 //   batch    one microbatch by name, meta tensors
-// Tables that the model holds (rotary angles) are not counted. Throws ValueError if the
-// model lacks a value that a segment reads, or has no "loss".
+// Throws ValueError if the model lacks a value that a segment reads, or has no "loss".
 plan::StepShape measure(const Model& model, const GroupOptions& options,
                         const std::map<std::string, at::Tensor>& batch,
                         plan::StepShape shape);

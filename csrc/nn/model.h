@@ -16,6 +16,7 @@ namespace torchtitan::nn {
 struct Model {
   std::vector<ParameterGroupSpec> groups;
   std::vector<std::shared_ptr<Segment>> segments;
+  TensorList constants;  // tables that the segments read and share
   // Where the model's own code calls the segments, which then only name their parts;
   // empty where the step runs them one after another.
   OwnForward own_forward;

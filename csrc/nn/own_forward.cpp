@@ -19,4 +19,9 @@ TensorList CalledSegment::backward(std::unique_ptr<Saved> /*saved*/,
   TORCH_CHECK(false, "segment ", name(), " is run by its model's own forward");
 }
 
+Flops CalledSegment::flops(const TensorList& /*inputs*/,
+                           const TensorList& /*parameters*/) const {
+  return {};
+}
+
 }  // namespace torchtitan::nn

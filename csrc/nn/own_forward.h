@@ -53,6 +53,8 @@ class CalledSegment final : public Segment {
                      std::unique_ptr<Saved>* saved) override;
   TensorList backward(std::unique_ptr<Saved> saved, const TensorList& output_gradients,
                       const TensorList& parameters) override;
+  // None: what the model's own code computes is not known before it runs.
+  Flops flops(const TensorList& inputs, const TensorList& parameters) const override;
 };
 
 }  // namespace torchtitan::nn

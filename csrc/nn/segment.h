@@ -22,6 +22,12 @@ struct ParameterRef {
   int64_t slot;
 };
 
+// Floating point operations; a multiply-add counts two.
+struct Flops {
+  int64_t forward = 0;
+  int64_t backward = 0;  // without running forward again
+};
+
 class Segment {
  public:
   // What backward needs of one forward. Dropped after backward.
@@ -49,6 +55,11 @@ class Segment {
   virtual TensorList backward(std::unique_ptr<Saved> saved,
                               const TensorList& output_gradients,
                               const TensorList& parameters) = 0;
+
+  // Of the matrix products with tensors of these shapes (meta will do). Attention is
+  // counted without the causal saving and without what its backward computes again, as
+  // flops are in reports of utilization (Chowdhery et al. 2022, appendix B).
+  virtual Flops flops(const TensorList& inputs, const TensorList& parameters) const = 0;
 
  private:
   std::string name_;

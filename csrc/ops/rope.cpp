@@ -31,8 +31,8 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta,
   TORCH_CHECK_VALUE(head_dim > 0 && head_dim % 2 == 0,
                     "rope_table: head_dim must be even and positive, got ", head_dim);
   if (options.device().is_meta()) {
-    const auto empty = at::empty({positions, head_dim / 2}, options);
-    return {empty, empty};
+    const auto empty = [&] { return at::empty({positions, head_dim / 2}, options); };
+    return {empty(), empty()};  // two, as what they stand for
   }
   auto frequencies = at::empty({head_dim / 2}, at::kDouble);
   for (int64_t i = 0; i < head_dim / 2; ++i) {

@@ -56,7 +56,8 @@ class Replay {
   void execute(const Action& action) {
     switch (action.kind) {
       case ActionKind::kUnshard:
-        use_.gathered += gather_bytes(shape_.groups.at(action.group));
+        use_.gathered += gather_bytes(shape_.groups.at(action.group)) +
+                         gather_transport_bytes(shape_.groups.at(action.group));
         return;
       case ActionKind::kReshard:
         use_.gathered -= whole_bytes(shape_.groups.at(action.group));
@@ -80,9 +81,14 @@ class Replay {
                        group.compute_bytes);
   }
 
+  static int64_t gather_transport_bytes(const GroupShape& group) {
+    return checked_mul(group.transport_numel, group.compute_bytes);
+  }
+
   static int64_t reduce_bytes(const GroupShape& group) {
-    return checked_mul(checked_mul(group.shards + 1, group.shard_numel),
-                       group.reduce_bytes);
+    return checked_mul(
+        checked_mul(group.shards + 1, group.shard_numel) + group.transport_numel,
+        group.reduce_bytes);
   }
 
   void start_reduce(int64_t index) {
@@ -99,7 +105,7 @@ class Replay {
   void wait(const Action& action) {
     if (action.waits_for == ActionKind::kUnshard) {
       const GroupShape& group = shape_.groups.at(action.group);
-      use_.gathered += whole_bytes(group);
+      use_.gathered += whole_bytes(group) - gather_transport_bytes(group);
       note();
       use_.gathered -= gather_bytes(group);
     } else if (action.waits_for == ActionKind::kReduceGradient) {
@@ -108,9 +114,12 @@ class Replay {
     }
   }
 
-  // Whether the backward of a segment finds its outputs in what forward saved.
-  bool keeps_outputs(int64_t segment) const {
+  // Whether forward leaves something for backward, and the outputs in it.
+  bool saves(int64_t segment) const {
     return training_ && !shape_.segments[segment].recompute;
+  }
+  bool saves_outputs(int64_t segment) const {
+    return saves(segment) && shape_.segments[segment].saves_outputs;
   }
 
   void forward(const Action& action) {
@@ -119,10 +128,10 @@ class Replay {
     use_.temporaries = segment.forward_temporary_bytes;
     note();
     use_.temporaries = 0;
-    if (!keeps_outputs(action.segment)) use_.activations -= segment.saved_bytes;
+    if (!saves(action.segment)) use_.activations -= segment.saved_bytes;
     if (training_) {
       // Nobody takes the last outputs as inputs.
-      if (action.segment == last_segment_ && segment.recompute) {
+      if (action.segment == last_segment_ && !saves_outputs(action.segment)) {
         use_.activations -= segment.output_bytes;
       }
       return;
@@ -139,6 +148,7 @@ class Replay {
     use_.temporaries = segment.forward_temporary_bytes;
     note();
     use_.temporaries = 0;
+    if (!segment.saves_outputs) use_.activations -= segment.output_bytes;
   }
 
   void backward(const Action& action) {
@@ -156,10 +166,11 @@ class Replay {
     use_.temporaries = segment.backward_temporary_bytes;
     note();
     use_.temporaries = 0;
-    use_.activations -= segment.saved_bytes + segment.output_bytes;
+    use_.activations -= segment.saved_bytes;
+    if (segment.saves_outputs) use_.activations -= segment.output_bytes;
     if (action.segment != last_segment_) use_.activations -= segment.output_bytes;
-    // The inputs were kept for this segment alone if their own segment keeps nothing.
-    if (!first && !keeps_outputs(action.segment - 1)) use_.activations -= input_bytes;
+    // The inputs were kept for this segment alone unless their own segment has them.
+    if (!first && !saves_outputs(action.segment - 1)) use_.activations -= input_bytes;
     if (first) end_microbatch(0);
   }
 

@@ -35,17 +35,15 @@ struct MemoryEstimate {
 
 // Replays a verified program on the buffers of the step:
 // * Unshard holds the shard in compute dtype (if that differs from the stored one) and
-// a
-//   packed buffer of shards * shard_numel elements; its Wait moves them to numel
-//   elements that Reshard frees.
+//   a packed buffer of shards * shard_numel elements, and the transport its own; its
+//   Wait moves them to numel elements that Reshard frees.
 // * The first Backward of a sharded group after a reduction makes a whole gradient of
 //   numel elements; ReduceGradient packs it into shards * shard_numel elements, frees
-//   it and holds one more shard until its Wait.
+//   it and holds one more shard, and the transport its own buffer, until its Wait.
 // * Forward makes the outputs and, in a training program, what is saved. An output
-// lives
-//   until the next segment's Backward has ended, and until that of its own segment when
-//   that saved its graph. A forward that saves nothing needs the same bytes for a
-//   moment.
+//   lives until the next segment's Backward has ended, and until that of its own
+//   segment where it is among what that saved. A forward that saves nothing needs the
+//   same bytes for a moment.
 // * Backward makes the gradient of the inputs, drops that of the outputs and the saved
 //   tensors when it has ended.
 MemoryEstimate estimate_memory(const Program& program, const StepShape& shape);

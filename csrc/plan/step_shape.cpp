@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "base/checked_math.h"
 #include "base/errors.h"
 
 namespace torchtitan::plan {
@@ -16,7 +17,7 @@ void check(const GroupShape& group) {
               " replicas; both must be at least 1");
   check_value(
       std::min({group.numel, group.shard_numel, group.master_bytes, group.compute_bytes,
-                group.reduce_bytes, group.optimizer_bytes}) >= 0,
+                group.reduce_bytes, group.optimizer_bytes, group.transport_numel}) >= 0,
       "step shape: group '", group.name, "' has a negative size");
 }
 
@@ -47,6 +48,15 @@ void check(const StepShape& shape) {
   for (const SegmentShape& segment : shape.segments) {
     check(segment, static_cast<int64_t>(shape.groups.size()));
   }
+}
+
+StepShape with_transport_buffers(StepShape shape) {
+  for (GroupShape& group : shape.groups) {
+    if (group.shards > 1) {
+      group.transport_numel = base::checked_mul(group.shards, group.shard_numel);
+    }
+  }
+  return shape;
 }
 
 StepShape with_optimizer_bytes(StepShape shape, int64_t optimizer_bytes) {

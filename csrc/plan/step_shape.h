@@ -29,6 +29,9 @@ struct GroupShape {
   int64_t optimizer_bytes;  // per element, of all the optimizer's states together
   Reshard reshard_after_forward;
   bool trainable;  // false: no gradient and no optimizer step
+  // Elements that the transport holds during a gather or a reduction, beside the
+  // tensors that it is given. Gloo: what it receives, before it is copied or added up.
+  int64_t transport_numel = 0;
   // Mesh axes of the two counts above.
   std::string shard_axis = "fsdp";
   std::string replica_axis = "dp_replicate";
@@ -46,6 +49,8 @@ struct SegmentShape {
   int64_t forward_temporary_bytes;  // most that forward needs beyond all of these
   int64_t backward_temporary_bytes;  // most that backward needs beyond all of these
   bool recompute;                    // keep only the inputs, run forward again
+  // Whether what is saved includes the outputs, which else die with their last reader.
+  bool saves_outputs = false;
 };
 
 struct StepShape {
@@ -61,6 +66,10 @@ struct StepShape {
 // microbatch, a group index out of range or named twice by a segment, counts below 1,
 // negative sizes.
 void check(const StepShape& shape);
+
+// The shape where every sharded group's transport receives into buffers of its own, as
+// Gloo does: shards * shard_numel elements.
+StepShape with_transport_buffers(StepShape shape);
 
 // The shape with this many bytes of optimizer states per element in every group.
 StepShape with_optimizer_bytes(StepShape shape, int64_t optimizer_bytes);

@@ -3,6 +3,7 @@
 #include <ATen/ops/add.h>
 
 #include <algorithm>
+#include <set>
 
 namespace torchtitan::train {
 namespace {
@@ -30,6 +31,13 @@ Executor::Executor(nn::Model model,
                            .at(static_cast<size_t>(reference.slot)));
     }
     parameters_.push_back(std::move(leaves));
+  }
+  last_read_.resize(model_.segments.size());
+  std::set<std::string> read;
+  for (size_t s = model_.segments.size(); s-- > 0;) {
+    for (const auto& name : model_.segments[s]->inputs()) {
+      if (read.insert(name).second) last_read_[s].push_back(name);
+    }
   }
 }
 
@@ -124,6 +132,7 @@ void Executor::forward(const plan::Action& action) {
       live.values[name] = std::move(outputs[i]);
     }
   }
+  for (const auto& name : last_read_[s]) live.values.erase(name);
 }
 
 void Executor::recompute(const plan::Action& action) {

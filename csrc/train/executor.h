@@ -38,9 +38,6 @@ class Executor final : private nn::Progress {
   const at::Tensor& loss_sum() const { return loss_sum_; }
   void set_loss_gradient(at::Tensor gradient) { loss_gradient_ = std::move(gradient); }
 
-  // Values of microbatch `index` that are left after a program without Backward.
-  const Batch& values(size_t index) const { return live_.at(index).values; }
-
  private:
   // What a microbatch holds between its actions, by segment.
   struct Live {
@@ -73,6 +70,8 @@ class Executor final : private nn::Progress {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups_;
   std::vector<bool> recompute_;
   std::vector<nn::TensorList> parameters_;  // leaves of each segment
+  // Names of the inputs that no segment after this one reads.
+  std::vector<std::vector<std::string>> last_read_;
   std::vector<Live> live_;
   const plan::Program* program_ = nullptr;  // under way
   const OtherActions* other_ = nullptr;

@@ -558,6 +558,9 @@ class plan:
         @property
         def trainable(self) -> bool: ...
         @property
+        def transport_numel(self) -> int:
+            """Elements that the transport of a gather or reduction holds."""
+        @property
         def shard_axis(self) -> str: ...
         @property
         def replica_axis(self) -> str: ...
@@ -676,7 +679,7 @@ class plan:
 
     class SegmentShape:
         """Sizes of a link of the model's chain, per microbatch."""
-        def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool) -> None: ...
+        def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool, saves_outputs: bool=False) -> None: ...
         @property
         def name(self) -> str: ...
         @property
@@ -698,6 +701,9 @@ class plan:
         def backward_temporary_bytes(self) -> int: ...
         @property
         def recompute(self) -> bool: ...
+        @property
+        def saves_outputs(self) -> bool:
+            """Whether what backward needs includes the outputs."""
 
     class Simulation:
         """Predicted times of a program."""
@@ -723,6 +729,8 @@ class plan:
         def num_microbatches(self) -> int: ...
         @property
         def constant_bytes(self) -> int: ...
+        def with_transport_buffers(self) -> plan.StepShape:
+            """The shape where the reduction of every sharded group receives all pieces before it adds them up, as over Gloo."""
         def with_optimizer_bytes(self, optimizer_bytes: int) -> plan.StepShape:
             """The shape with this many bytes of optimizer states per element."""
 

@@ -69,6 +69,17 @@ TensorList Block::compute(const TensorList& inputs, const TensorList& w) const {
   return {h_BSE.add(at::linear(g_BSF, w[kW2]))};
 }
 
+nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
+  int64_t weights = 0;
+  for (const BlockSlot slot : {kWq, kWk, kWv, kWo, kW1, kW2, kW3}) {
+    weights += w[slot].numel();
+  }
+  const int64_t length = inputs[0].size(1);
+  const int64_t of_token = 2 * weights + 4 * args_.n_heads * args_.head_dim() * length;
+  const int64_t forward = inputs[0].size(0) * length * of_token;
+  return {.forward = forward, .backward = 2 * forward};
+}
+
 bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) const {
   return fused::takes(x) && rope_.cos.dtype() == fused::wide_options(x).dtype() &&
          x.numel() > 0 &&

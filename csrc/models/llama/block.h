@@ -27,6 +27,8 @@ class Block final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  nn::Flops flops(const nn::TensorList& inputs,
+                  const nn::TensorList& parameters) const override;
 
  private:
   bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;

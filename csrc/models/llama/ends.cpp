@@ -75,6 +75,11 @@ TensorList Embedding::backward(std::unique_ptr<Saved> saved,
   return {at::Tensor()};
 }
 
+nn::Flops Embedding::flops(const TensorList& /*inputs*/,
+                           const TensorList& /*parameters*/) const {
+  return {};
+}
+
 HeadSegment::HeadSegment(Head head, nn::ParameterRef norm, nn::ParameterRef output,
                          double norm_eps)
     : AutogradSegment("head",
@@ -155,6 +160,12 @@ TensorList HeadSegment::backward(std::unique_ptr<Saved> saved,
                            kept->rstd_N, {}, d_NE, parameters[0].grad());
   none[0] = d_NE.view_as(kept->h_BSE);
   return none;
+}
+
+nn::Flops HeadSegment::flops(const TensorList& inputs,
+                             const TensorList& parameters) const {
+  const int64_t forward = 2 * inputs[0].numel() * parameters[1].size(0);
+  return {.forward = forward, .backward = 2 * forward};
 }
 
 }  // namespace torchtitan::models::llama

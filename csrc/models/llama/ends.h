@@ -21,6 +21,9 @@ class Embedding final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  // None: rows are looked up.
+  nn::Flops flops(const nn::TensorList& inputs,
+                  const nn::TensorList& parameters) const override;
 };
 
 class HeadSegment final : public nn::AutogradSegment {
@@ -37,6 +40,9 @@ class HeadSegment final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  // As if the products for the gradients of the loss were all in backward.
+  nn::Flops flops(const nn::TensorList& inputs,
+                  const nn::TensorList& parameters) const override;
 
  private:
   Head head_;

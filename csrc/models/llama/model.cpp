@@ -59,6 +59,7 @@ nn::Model build(const Args& args, const BuildOptions& options) {
       at::TensorOptions().dtype(options.dtype).device(options.device));
 
   nn::Model model;
+  model.constants = {rope.cos, rope.sin};
   model.groups.push_back(
       {"tok_embeddings",
        {{"tok_embeddings.weight", {args.vocab_size, args.dim}, Init::normal(1.0)}}});

@@ -15,8 +15,8 @@ Action on_segment(K kind, int64_t segment) {
 }
 
 // The test shapes: a group has 8 elements a shard, 4 bytes stored, 2 gathered, 4
-// reduced, 8 of optimizer; a segment takes 16 bytes, gives 16, saves 64, needs 4 and 6
-// more.
+// reduced, 8 of optimizer; a segment takes 16 bytes, gives 16, saves them and 64, needs
+// 4 and 6 more.
 
 TEST(MemoryModel, BetweenStepsShardsGradientsAndStatesLive) {
   StepShape shape = chain(2, 4, 1, 1);
@@ -83,6 +83,53 @@ TEST(MemoryModel, ActivationsPileUpForwardAndMeltBackward) {
   EXPECT_EQ(estimate.peak.temporaries, 6);
   EXPECT_EQ(estimate.peak_action, 2);
   EXPECT_EQ(estimate.after, estimate.before);
+}
+
+TEST(MemoryModel, OutputsThatBackwardDoesNotNeedDieWithTheirLastReader) {
+  StepShape shape = chain(2, 1, 1, 1);
+  for (GroupShape& group : shape.groups) group.compute_bytes = 4;
+  for (SegmentShape& segment : shape.segments) segment.saves_outputs = false;
+  const Action forward0 = on_segment(K::kForward, 0);
+  const Action forward1 = on_segment(K::kForward, 1);
+  const Action backward0 = on_segment(K::kBackward, 0);
+  const Action backward1 = on_segment(K::kBackward, 1);
+  const MemoryEstimate estimate =
+      estimate_memory({forward0, forward1, backward1, backward0}, shape);
+  const int64_t base = estimate.before.total() + 16;
+  EXPECT_EQ(estimate.totals,
+            (std::vector<int64_t>{base + 16 + 64 + 4, base + 2 * (16 + 64) + 4,
+                                  base + 16 + 2 * 64 + 16 + 6,  // not the last outputs
+                                  base + 64 + 16 + 6}));
+  EXPECT_EQ(estimate.after, estimate.before);
+
+  shape.segments[0].recompute = true;
+  const MemoryEstimate recomputed = estimate_memory(
+      {forward0, forward1, backward1, on_segment(K::kRecompute, 0), backward0}, shape);
+  EXPECT_EQ(recomputed.totals[3], base + 16 + 16 + 64 + 4);  // the outputs for a moment
+  EXPECT_EQ(recomputed.totals[4], base + 16 + 64 + 6);
+  EXPECT_EQ(recomputed.after, recomputed.before);
+}
+
+TEST(MemoryModel, ATransportHoldsItsOwnBufferUntilTheWait) {
+  const Action gather = on_group(K::kUnshard, 0);
+  const Action reduce = on_group(K::kReduceGradient, 0);
+  const Program program = {gather,
+                           wait_for(gather),
+                           on_segment(K::kForward, 0),
+                           on_segment(K::kBackward, 0),
+                           on_group(K::kReshard, 0),
+                           reduce,
+                           wait_for(reduce)};
+  const StepShape plain = chain(1, 4, 1, 1);
+  const MemoryEstimate without = estimate_memory(program, plain);
+  const MemoryEstimate with =
+      estimate_memory(program, with_transport_buffers(chain(1, 4, 1, 1)));
+  EXPECT_EQ(with.totals[0], without.totals[0] + 4 * 8 * 2);
+  for (size_t i = 1; i < 5; ++i) EXPECT_EQ(with.totals[i], without.totals[i]) << i;
+  const int64_t packed = 4 * 8 * 4, shard = 8 * 4;
+  EXPECT_EQ(with.totals[5], with.before.total() + packed + shard + packed);
+  EXPECT_EQ(with.totals[6], with.totals[5]);
+  EXPECT_EQ(with.after, with.before);
 }
 
 TEST(MemoryModel, ARecomputedSegmentKeepsOnlyItsInputsMeanwhile) {

@@ -36,7 +36,8 @@ inline SegmentShape small_segment(int64_t index, std::vector<int64_t> groups,
           .saved_bytes = 64,
           .forward_temporary_bytes = 4,
           .backward_temporary_bytes = 6,
-          .recompute = recompute};
+          .recompute = recompute,
+          .saves_outputs = true};
 }
 
 // Segment i uses group i.

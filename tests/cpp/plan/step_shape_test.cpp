@@ -35,6 +35,8 @@ TEST(StepShape, RefusesWhatNoStepCanHave) {
             "least 1");
   EXPECT_EQ(refusal([](StepShape& s) { s.groups[1].optimizer_bytes = -1; }),
             "step shape: group 'group1' has a negative size");
+  EXPECT_EQ(refusal([](StepShape& s) { s.groups[1].transport_numel = -1; }),
+            "step shape: group 'group1' has a negative size");
   EXPECT_EQ(refusal([](StepShape& s) { s.segments[0].saved_bytes = -1; }),
             "step shape: segment 'segment0' has a negative size");
   EXPECT_EQ(refusal([](StepShape& s) { s.constant_bytes = -1; }),

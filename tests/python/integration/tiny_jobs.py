@@ -1,4 +1,4 @@
-"""A tiny Llama 3 and a small text, for jobs that import this module by its name."""
+"""Small models and a small text, for jobs that import this module by its name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ llama3_args["tiny"] = TransformerModelArgs(
     n_kv_heads=1,
     vocab_size=2048,
     multiple_of=12,
+    rope_theta=10000,
+)
+
+# 29 million parameters.
+llama3_args["medium"] = TransformerModelArgs(
+    dim=512,
+    n_layers=8,
+    n_heads=8,
+    n_kv_heads=4,
+    vocab_size=2048,
     rope_theta=10000,
 )
 

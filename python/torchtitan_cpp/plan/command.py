@@ -1,0 +1,47 @@
+"""The command: flags in, text out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from torchtitan_cpp.config import ConfigError, check_run, read_config
+from torchtitan_cpp.plan.make import make_plan
+from torchtitan_cpp.plan.rates import add_flags, rates_of
+from torchtitan_cpp.plan.report import describe
+from torchtitan_cpp.train import EXIT_BAD_INPUT, import_custom_code, known_names
+from torchtitan_cpp.world import find_world_size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check, plan, print; the exit code.
+
+    Args:
+        argv: flags of ``torchtitan_cpp.train`` and those of ``rates.py``; None: those
+            of this process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m torchtitan_cpp.plan",
+        usage="%(prog)s [rates] [flags of torchtitan_cpp.train]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    flags = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(flags):
+        print(parser.format_help())
+    own, others = parser.parse_known_args(flags)
+    try:
+        loaded = read_config([*others, "--comm.mode=fake_backend"])
+        import_custom_code(loaded)
+        world_size = find_world_size(loaded.config)
+        rates = rates_of(own, num_ranks=world_size)
+        config = check_run(loaded, world_size=world_size, known=known_names(loaded))
+        plan = make_plan(config, rates=rates)
+    except (ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print(describe(plan))
+    return 0

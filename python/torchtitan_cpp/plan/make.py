@@ -1,0 +1,174 @@
+"""A plan: what one step of one rank does, found without doing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.build import Model, build_model
+from torchtitan_cpp.config import (
+    JobConfig,
+    compute_dtype,
+    reduce_dtype,
+    state_dtype,
+)
+from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.plan.rates import Rates, predict_time
+from torchtitan_cpp.train_spec import get_train_spec
+from torchtitan_cpp.world import World, build_world, find_device_type
+
+_MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One step of one rank, on paper."""
+
+    mesh: Mapping[str, int]
+    """Degree of each parallelism, slow to fast."""
+    model: str
+    num_params: int
+    """Of the whole model."""
+    rows: int
+    """Of a microbatch."""
+    seq_len: int
+    shape: _C.plan.StepShape
+    program: Sequence[_C.plan.Action]
+    memory: _C.plan.MemoryEstimate
+    """Tensor bytes of the rank."""
+    traffic: Mapping[tuple[str, str], _C.plan.Traffic]
+    """By mesh axis and verb."""
+    num_data_ranks: int
+    """Ranks that read different rows."""
+    flops: int
+    """Of the rank in a step, in matrix products; forwards that run again included
+    where the segments are known."""
+    recomputed_flops: int
+    """Of ``flops``, in forwards that run again before their backward."""
+    knows_segments: bool
+    """False for a Python model: what its segments need shows only when they run."""
+    rates: Rates | None
+    time: _C.plan.Simulation | None
+    """At ``rates``; None without them."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Of the whole run."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def tokens(self) -> int:
+        """Of a rank in a step."""
+        return self.rows * self.seq_len * self.shape.num_microbatches
+
+
+def make_plan(
+    job_config: JobConfig, world: World | None = None, *, rates: Rates | None = None
+) -> Plan:
+    """Build on meta tensors, measure each segment, verify the program and predict.
+
+    Args:
+        job_config: as ``check_run`` accepted it, with ``comm.mode`` "fake_backend".
+        world: where the model is laid out; None: rank 0 of the configuration's mesh.
+        rates: of the machine, if the time is to be predicted.
+    Raises:
+        ValueError: if model, mesh and configuration do not fit together, or the time of
+            a Python model is asked for.
+    """
+    if world is None:
+        world = build_world(job_config)
+    training, dims = job_config.training, world.parallel_dims
+    rows = training.local_batch_size
+    accumulation = max(1, training.global_batch_size // (rows * dims.batch))
+    model = build_model(
+        get_train_spec(job_config.model.name),
+        job_config,
+        world,
+        accumulation=accumulation,
+    )
+    shape = _with_optimizer(model.applied.shape, job_config)
+    if find_device_type() == "cpu":
+        shape = shape.with_transport_buffers()  # the ranks would talk over Gloo
+    is_cpp = isinstance(model.module, CppModule)
+    if is_cpp:
+        shape = _measure(model, shape, job_config)
+    elif rates is not None:
+        raise ValueError(
+            "--tflops: the time of a Python model cannot be predicted, because its "
+            "segments do not say what they compute"
+        )
+    program = model.applied.training_actions
+    _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
+    flops = _flops_by_kind(program, shape)
+    if not is_cpp:
+        tokens = rows * training.seq_len * accumulation
+        flops["Forward"] = model.flops_per_token * tokens
+    axes = {axis: group.size for axis, group in world.groups.items()}
+    return Plan(
+        mesh={axis: getattr(dims, axis) for axis in _MESH_AXES},
+        model=f"{job_config.model.name} {job_config.model.flavor}",
+        num_params=model.num_params,
+        rows=rows,
+        seq_len=training.seq_len,
+        shape=shape,
+        program=program,
+        memory=_C.plan.estimate_memory(program, shape),
+        traffic=_C.plan.traffic(program, shape, loss_ranks=axes["loss"]),
+        num_data_ranks=dims.batch,
+        flops=sum(flops.values()),
+        recomputed_flops=flops["Recompute"],
+        knows_segments=is_cpp,
+        rates=rates,
+        time=predict_time(program, shape, rates, axes) if rates else None,
+    )
+
+
+def _flops_by_kind(
+    program: Sequence[_C.plan.Action], shape: _C.plan.StepShape
+) -> dict[str, int]:
+    """Of the segments that the program runs, by the kind of action."""
+    flops = {"Forward": 0, "Recompute": 0, "Backward": 0}
+    for action in program:
+        if action.kind in flops:
+            segment = shape.segments[action.segment]
+            backward = action.kind == "Backward"
+            flops[action.kind] += (
+                segment.backward_flops if backward else segment.forward_flops
+            )
+    return flops
+
+
+def _measure(
+    model: Model, shape: _C.plan.StepShape, job_config: JobConfig
+) -> _C.plan.StepShape:
+    """The shape with flops and bytes of each segment, from a microbatch on meta."""
+    training = job_config.training
+    batch = {
+        name: torch.empty(
+            training.local_batch_size,
+            training.seq_len,
+            dtype=torch.int64,
+            device="meta",
+        )
+        for name in ("input", "labels")
+    }
+    return _C.nn.measure(
+        model.core,
+        batch,
+        shape,
+        master_dtype=getattr(torch, training.dtype),
+        compute_dtype=getattr(torch, compute_dtype(training)),
+        reduce_dtype=getattr(torch, reduce_dtype(training)),
+    )
+
+
+def _with_optimizer(
+    shape: _C.plan.StepShape, job_config: JobConfig
+) -> _C.plan.StepShape:
+    """The shape with the bytes of Adam's two moments in their own dtype."""
+    moments = state_dtype(job_config.optimizer.state_dtype, job_config.training.dtype)
+    return shape.with_optimizer_bytes(2 * getattr(torch, moments).itemsize)

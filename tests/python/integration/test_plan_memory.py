@@ -1,0 +1,108 @@
+"""The plan's memory is what ranks report when they train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import run, torchrun
+
+from torchtitan_cpp import plan
+from torchtitan_cpp.config import check_run, read_config
+from torchtitan_cpp.train import import_custom_code
+
+TOLERANCE = 0.02
+# Whether a gather under way still holds its buffers at the peak is a matter of time. In
+# small jobs they are this share.
+TOLERANCE_SMALL = {1: TOLERANCE, 2: 0.05}
+MODES = {
+    "none": ("--activation_checkpoint.mode=none",),
+    "full": ("--activation_checkpoint.mode=full",),
+    "selective 2": (
+        "--activation_checkpoint.mode=selective",
+        "--activation_checkpoint.selective_ac_option=2",
+    ),
+}
+JOB = (
+    "--experimental.custom_import=tiny_jobs",
+    "--training.dataset=tiny_text",
+    "--training.steps=1",
+    "--metrics.log_freq=1",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A rank of these jobs has one; kernels take working memory for each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def planned_mib(
+    flags: tuple[str, ...], ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> float:
+    monkeypatch.setenv("NGPU", str(ranks))
+    loaded = read_config([*flags, "--comm.mode=fake_backend"])
+    import_custom_code(loaded)
+    planned = plan.make_plan(check_run(loaded, world_size=ranks))
+    return planned.memory.peak.total() / 2**20
+
+
+def measured_mib(folder: Path) -> float:
+    line = (folder / "metrics.jsonl").read_text().splitlines()[-1]
+    return float(json.loads(line)["peak_tensor_mib"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_of_a_small_batch(
+    ranks: int, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (
+        *JOB,
+        "--model.flavor=debugmodel",
+        "--training.local-batch-size=4",
+        "--training.seq-len=512",
+        *MODES[mode],
+    )
+    run(tmp_path, *flags, ranks=ranks)
+    expected = planned_mib(flags, ranks, monkeypatch)
+    tolerance = TOLERANCE_SMALL[ranks]
+    assert measured_mib(tmp_path) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "flavor", "rows", "mode"),
+    [
+        (1, "debugmodel", 8, "none"),
+        (2, "debugmodel", 8, "none"),
+        (2, "debugmodel", 8, "full"),
+        (2, "debugmodel", 8, "selective 2"),
+        (2, "medium", 2, "none"),
+    ],
+)
+def test_of_a_large_batch(
+    ranks: int,
+    flavor: str,
+    rows: int,
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = (
+        *JOB,
+        f"--model.flavor={flavor}",
+        f"--training.local-batch-size={rows}",
+        "--training.seq-len=2048",
+        *MODES[mode],
+    )
+    done = torchrun(ranks, f"--job.dump-folder={tmp_path}", *flags)
+    assert done.returncode == 0, done.stderr
+    expected = planned_mib(flags, ranks, monkeypatch)
+    assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE)
