@@ -1,36 +1,43 @@
-"""What both sides of a benchmark share: tokens, timing, and the line of results."""
+"""What both sides of a benchmark share: tokens, timing, and the line of results.
+
+With more than one rank each has ``batch`` rows of its own, and rank 0 reports.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 LEARNING_RATE = 8e-4
 SEED = 0
+RANK = int(os.environ.get("RANK", "0"))  # set by torchrun
 
 
 def tokens(options: dict[str, Any], vocab_size: int, step: int) -> torch.Tensor:
-    """[batch, seq_len + 1] int64, the same on every side."""
+    """This rank's [batch, seq_len + 1] int64, the same on every side."""
     generator = torch.Generator().manual_seed(step)
-    shape = (options["batch"], options["seq_len"] + 1)
+    shape = (options["ranks"], options["batch"], options["seq_len"] + 1)
     # Squared, so that small ids are frequent and the loss can fall.
-    return (torch.rand(shape, generator=generator) ** 2 * vocab_size).long()
+    ids = (torch.rand(shape, generator=generator) ** 2 * vocab_size).long()
+    return ids[RANK]
 
 
 def measure(
     options: dict[str, Any], started: float, step: Callable[[int], float]
 ) -> None:
-    """Time ``step(index)``, which returns the loss, and print the results as JSON.
+    """Time ``step(index)``, which returns the loss, and write the results as JSON.
 
     Args:
-        options: of step.py; ``steps`` is how many to run.
+        options: of step.py; ``steps`` is how many to run, ``out`` where results go.
         started: ``time.perf_counter()`` at the start of the process.
-        step: one training step including the reading of its loss.
+        step: one training step including the reading of its loss, that of all ranks.
     """
     losses, seconds = [], []
     first = 0.0
@@ -41,13 +48,12 @@ def measure(
         if index == 0:
             first = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        json.dumps(
-            {
-                "losses": losses,
-                "step_seconds": seconds,
-                "first_step_seconds": first,
-                "peak_rss_mib": peak,
-            }
-        )
-    )
+    if RANK > 0:
+        return
+    results = {
+        "losses": losses,
+        "step_seconds": seconds,
+        "first_step_seconds": first,
+        "peak_rss_mib": peak,
+    }
+    Path(options["out"]).write_text(json.dumps(results))

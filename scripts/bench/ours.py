@@ -1,6 +1,7 @@
 """One run of our step, started by step.py: ours.py WEIGHTS OPTIONS.
 
-Writes the initial weights to WEIGHTS unless the file exists, else starts from it.
+Starts from the initial weights of its seed, and writes them to WEIGHTS unless the file
+exists.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-from measure import LEARNING_RATE, SEED, measure, tokens  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from measure import LEARNING_RATE, RANK, SEED, measure, tokens  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from torchtitan_cpp import _C, build  # noqa: E402
 from torchtitan_cpp.config import load_config  # noqa: E402
@@ -24,7 +25,7 @@ from torchtitan_cpp.world import build_world  # noqa: E402
 
 
 def main() -> None:
-    """Build, load or save the weights, run."""
+    """Build, save the weights, run."""
     weights, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(options["threads"])
     _C.core.cpu_memory()
@@ -42,12 +43,13 @@ def main() -> None:
     world = build_world(config)
     model = build.build_model(spec, config, world, accumulation=1)
     model.initialize(SEED)
-    shards = {s.name: s.value for g in model.applied.groups for s in g.shards}
-    if weights.exists():
-        for name, value in load_file(weights).items():
-            shards[name].copy_(value)
-    else:
-        save_file({n: v.clone() for n, v in shards.items()}, weights)
+    if RANK == 0 and not weights.exists():
+        whole = {
+            parameter.name: _C.nn.initial_value(parameter, SEED)
+            for group in model.core.groups
+            for parameter in group.parameters
+        }
+        save_file(whole, weights)
     optimizers = spec.build_optimizers_fn(
         [model.module], config.optimizer, world.parallel_dims, None
     )

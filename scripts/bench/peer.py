@@ -1,7 +1,7 @@
 """One run of torchtitan's own Transformer, started by step.py: peer.py WEIGHTS OPTIONS.
 
-Loss, clipping and the fused AdamW are what its trainer does on one rank, blocks are
-compiled one by one as there, and there is no activation checkpointing.
+Loss, clipping, the fused AdamW and, with more than one rank, FSDP2 are what its trainer
+does; blocks are compiled one by one as there, and there is no activation checkpointing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from contextlib import AbstractContextManager, nullcontext  # noqa: E402
 from importlib import import_module  # noqa: E402
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.distributed.device_mesh  # noqa: E402
+import torch.distributed.fsdp as fsdp  # noqa: E402
 from measure import LEARNING_RATE, measure, tokens  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -36,6 +39,9 @@ def main() -> None:
         for block in model.layers.values():
             block.compile(fullgraph=True)
         loss_of = torch.compile(_loss)
+    ranks = options["ranks"]
+    if ranks > 1:
+        _fully_shard(model, ranks, getattr(torch, options["dtype"]))
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=LEARNING_RATE,
@@ -46,7 +52,8 @@ def main() -> None:
     )
 
     def precision() -> AbstractContextManager[object]:
-        if options["dtype"] == "float32":
+        # Where FSDP runs it casts the parameters, without autocast.
+        if options["dtype"] == "float32" or ranks > 1:
             return nullcontext()
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -55,14 +62,32 @@ def main() -> None:
         optimizer.zero_grad()
         with precision():
             logits = model(batch[:, :-1].contiguous())
-            loss = loss_of(logits, batch[:, 1:].contiguous())
+            loss = loss_of(logits, batch[:, 1:].contiguous()) / ranks
         del logits
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
-        return float(loss.detach())
+        loss = loss.detach()
+        if ranks > 1:
+            dist.all_reduce(loss)
+        return float(loss)
 
     measure(options, STARTED, step)
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def _fully_shard(model: torch.nn.Module, ranks: int, dtype: torch.dtype) -> None:
+    """As torchtitan does. The gradients of all ranks are summed."""
+    parallelize = import_module("torchtitan.models.llama3.infra.parallelize")
+    mesh = dist.device_mesh.init_device_mesh("cpu", (ranks,))
+    parallelize.apply_fsdp(
+        model, mesh, param_dtype=dtype, reduce_dtype=torch.float32, pp_enabled=False
+    )
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            # Gloo has no sum that scales, which it would use for a factor of 1.
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,9 @@ first run of ours) and read the same tokens; no time counts unless the losses of
 first five steps agree to 1e-4 relative (``--tolerance``). Peak RSS is that of the whole
 process, with the libraries that it loads.
 
+With ``--ranks 2`` (and ``--threads 1``) each side runs under torchrun over Gloo: ours
+with its FSDP, the peer with FSDP2 as torchtitan applies it.
+
 The peer needs an environment of its own, with the same torch:
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 torchtitan==0.2.2 triton
@@ -48,6 +51,7 @@ def main() -> int:
         "batch": args.batch,
         "seq_len": args.seq_len,
         "dtype": args.dtype,
+        "ranks": args.ranks,
         "threads": args.threads,
         "largest_relative_loss_difference": disagreement,
         "sides": {side: _summary(results) for side, results in runs.items()},
@@ -79,10 +83,11 @@ def _parse() -> argparse.Namespace:
         "--peer-python", required=True, help="python of the peer's venv"
     )
     parser.add_argument("--flavor", default="debugmodel")
-    parser.add_argument("--batch", type=int, default=8, help="rows")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a rank")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="of a rank")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a run")
     parser.add_argument("--runs", type=int, default=3, help="runs of each side")
     parser.add_argument("--sides", default=",".join(SIDES))
@@ -97,7 +102,11 @@ def _parse() -> argparse.Namespace:
 
 def _run(side: str, weights: Path, args: argparse.Namespace) -> dict[str, Any]:
     ours = side == "ours"
+    out = weights.with_name("results.json")
     command = [sys.executable if ours else args.peer_python]
+    if args.ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command.append(f"--nproc-per-node={args.ranks}")
     command += [str(HERE / ("ours.py" if ours else "peer.py")), str(weights)]
     options = {
         "mode": side,
@@ -105,15 +114,16 @@ def _run(side: str, weights: Path, args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
         "seq_len": args.seq_len,
         "dtype": args.dtype,
+        "ranks": args.ranks,
         "threads": args.threads,
         "steps": CHECKED_STEPS + args.steps,
+        "out": str(out),
     }
     command.append(json.dumps(options))
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
+    result: dict[str, Any] = json.loads(out.read_text())
+    out.unlink()
     return result
 
 
