@@ -70,8 +70,7 @@ class Comm:
     """Communication between ranks."""
 
     init_timeout_seconds: Positive = 300
-    """Longest wait for other ranks until the first step is done. While checkpoints are
-    saved or loaded there is no limit: ranks wait for each other while all live."""
+    """Longest wait for ranks in the first step; a save or load waits while all live."""
     train_timeout_seconds: Positive = 100
     """Longest wait for other ranks in a step after the first one."""
     trace_buf_size: NonNegative = 20000
