@@ -124,8 +124,8 @@ void bind_shapes(py::module_& module) {
       .def_readonly("num_microbatches", &StepShape::num_microbatches)
       .def_readonly("constant_bytes", &StepShape::constant_bytes)
       .def("with_transport_buffers", &with_transport_buffers,
-           "The shape where the reduction of every sharded group receives all pieces "
-           "before it adds them up, as over Gloo.")
+           "The shape where gathers and reductions of every sharded group receive all "
+           "pieces in a buffer of their own, as over Gloo.")
       .def("with_optimizer_bytes", &with_optimizer_bytes, py::arg("optimizer_bytes"),
            "The shape with this many bytes of optimizer states per element.");
 }

@@ -145,10 +145,15 @@ struct Heartbeat::State {
     if (!suspects || !look()) return std::nullopt;
     const auto waiting = watch->waiting();
     const auto line = culprit({waiting ? waiting->what : "", ""});
+    forget();
+    return line ? std::optional(publish(*line)) : std::nullopt;
+  }
+
+  // What was seen is of no use to a later question.
+  void forget() {
     suspects = false;
     asked.reset();
     sightings.clear();
-    return line ? std::optional(publish(*line)) : std::nullopt;
   }
 
   // One turn of the thread.
@@ -161,6 +166,7 @@ struct Heartbeat::State {
     lock.unlock();
     if (!known && own_cause) known = publish(*own_cause);
     if (!known && failure && look()) known = conclude(*failure);
+    if (!failure && !watch->patient()) forget();
     if (!known && !failure && watch->patient()) known = guard();
     if (!known) {
       watch->set_guarded_until(Clock::now() + kLongSilence * options.interval);

@@ -169,25 +169,49 @@ Manifest read_manifest_of(const std::string& path) {
   return parse_manifest(text, name);
 }
 
+// "step-N" and the id of a name like "step-N.tmp-ID".
+std::pair<std::string, std::string> split(const std::string& name,
+                                          std::string_view mark) {
+  const size_t at = name.rfind(mark);
+  return {name.substr(0, at), name.substr(at + mark.size())};
+}
+
 // Where a process died between the exchange and the rename, the replaced checkpoint has
 // the name of the staging folder: the name that it was to get, else nullopt.
 std::optional<std::string> name_when_replaced(const std::string& folder,
                                               const std::string& name) {
   if (!is_marked(name, kStagingMark)) return std::nullopt;
-  const size_t mark = name.rfind(kStagingMark);
-  const std::string step = name.substr(0, mark);
-  const std::string id = name.substr(mark + kStagingMark.size());
+  const auto [step, id] = split(name, kStagingMark);
   try {
     if (read_manifest_of(folder + "/" + step).id != id) return std::nullopt;
-  } catch (const std::exception&) {
+  } catch (const std::invalid_argument&) {
     return std::nullopt;  // step-N is not the checkpoint that was staged here
   }
   return base::message(step, kAsideMark, id);
 }
 
+// On a file system that cannot exchange folders a process may die when step-N was set
+// aside and what replaces it has not yet its name. "step-N" then, else nullopt.
+std::optional<std::string> name_before_replacing(const std::string& folder,
+                                                 const std::string& aside) {
+  if (!is_marked(aside, kAsideMark)) return std::nullopt;
+  const auto [step, id] = split(aside, kAsideMark);
+  const bool unfinished = !fs::exists(fs::symlink_status(folder + "/" + step)) &&
+                          is_folder(base::message(folder, '/', step, kStagingMark, id));
+  return unfinished ? std::optional(step) : std::nullopt;
+}
+
 // Returns the new name if there is something to keep.
 std::optional<std::string> remove_or_set_aside(const std::string& folder,
                                                const std::string& leftover) {
+  if (is_marked(leftover, kStagingMark)) {
+    const auto [step, id] = split(leftover, kStagingMark);
+    const std::string aside = base::message(step, kAsideMark, id);
+    if (name_before_replacing(folder, aside) && is_folder(folder + "/" + aside)) {
+      move(folder + "/" + aside, folder + "/" + step);
+      sync_folder(folder);
+    }
+  }
   const auto aside = name_when_replaced(folder, leftover);
   if (aside) {
     move(folder + "/" + leftover, folder + "/" + *aside);
@@ -213,7 +237,8 @@ std::string create_staging(const std::string& folder, int64_t step,
 }
 
 void discard_staging(const std::string& folder, int64_t step, const std::string& id) {
-  remove_or_set_aside(folder, fs::path(staging_path(folder, step, id)).filename());
+  const std::string staging = staging_path(folder, step, id);
+  if (is_folder(staging)) remove_or_set_aside(folder, fs::path(staging).filename());
 }
 
 Committed commit(const std::string& folder, const Manifest& manifest,
@@ -265,7 +290,8 @@ FoundCheckpoint inspect_checkpoint(const std::string& path) {
 FolderListing list_checkpoints(const std::string& folder) {
   FolderListing listing;
   for (const std::string& name : names_in(folder)) {
-    const std::optional<int64_t> step = step_of(name);
+    const std::optional<int64_t> step =
+        step_of(name_before_replacing(folder, name).value_or(name));
     if (!step || !is_folder(folder + "/" + name)) {
       const bool known = is_leftover(name) || is_marked(name, kAsideMark);
       if (name.find(kStepPrefix) != std::string::npos && !known) {

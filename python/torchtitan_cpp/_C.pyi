@@ -730,7 +730,7 @@ class plan:
         @property
         def constant_bytes(self) -> int: ...
         def with_transport_buffers(self) -> plan.StepShape:
-            """The shape where the reduction of every sharded group receives all pieces before it adds them up, as over Gloo."""
+            """The shape where gathers and reductions of every sharded group receive all pieces in a buffer of their own, as over Gloo."""
         def with_optimizer_bytes(self, optimizer_bytes: int) -> plan.StepShape:
             """The shape with this many bytes of optimizer states per element."""
 

@@ -216,13 +216,15 @@ class Distributed:
         """Waits for CPU tensors inside have no deadline: others may work for long.
 
         They end when a rank is lost: at once where its process is seen to end, or when
-        it has given no sign of life for thirty heartbeats.
+        it has given no sign of life for thirty heartbeats. Each rank watches over one
+        other for as long as it is inside itself. May be nested.
         """
+        outer = self.watch.patient
         self.watch.patient = True
         try:
             yield
         finally:
-            self.watch.patient = False
+            self.watch.patient = outer
 
     def report_failure(self, error: BaseException) -> str:
         """Tell all ranks why this one ends the run; returns the line to print.

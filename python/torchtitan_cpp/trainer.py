@@ -113,6 +113,7 @@ class Trainer:
             self.metrics.peak_tensor_bytes = lambda: _C.core.cpu_memory().peak
         self.validator = build_validator(self)
         self.step = 0
+        self.optimizer_step = 0  # updates that the moments have seen
         self.num_tokens_seen = 0
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: list[float] = []
@@ -260,7 +261,8 @@ class Trainer:
         due = self.checkpointer.should_save(self.step, last_step=last_step)
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
-            self.checkpointer.save(self.step, collect(self), last_step=last_step)
+            with self.world.patiently():
+                self.checkpointer.save(self.step, collect(self), last_step=last_step)
 
     def should_stop(self) -> bool:
         """Whether any rank got SIGTERM; the same answer on all ranks."""
@@ -316,8 +318,9 @@ class Trainer:
         labels = sum(each["labels"].numel() for each in microbatches)
         self.num_tokens_seen += labels * self.world.parallel_dims.batch
         learning_rate = self.optimizers.learning_rate
+        self.optimizer_step += 1
         result = self.executor.run(
-            microbatches, learning_rate=learning_rate, step=self.step
+            microbatches, learning_rate=learning_rate, step=self.optimizer_step
         )
         self._last_result = (self.step, result)
         self.lr_schedulers.step()

@@ -64,6 +64,7 @@ def collect(trainer: Trainer) -> TrainingState:
             "num_tokens_seen": trainer.num_tokens_seen,
         },
         "lr_scheduler": trainer.lr_schedulers.state_dict(),
+        "optimizer_step": trainer.optimizer_step,
     }
     if isinstance(trainer.optimizers, OwnOptimizers):
         scalars["optimizer_numbers"] = trainer.optimizers.numbers()
@@ -79,7 +80,8 @@ def load(trainer: Trainer) -> None:
     own = trainer.optimizers
     if isinstance(own, OwnOptimizers):
         own.make_state()
-    loaded = trainer.checkpointer.load(collect(trainer))
+    with trainer.world.patiently():
+        loaded = trainer.checkpointer.load(collect(trainer))
     if loaded is not None:
         restore(trainer, loaded)
     if isinstance(own, OwnOptimizers):
@@ -93,6 +95,9 @@ def restore(trainer: Trainer, loaded: LoadedState) -> None:
     state: Any = loaded.scalars.get("train_state", {})
     trainer.step = int(state.get("step", 0))  # 0 without it: a new run of old weights
     trainer.num_tokens_seen = int(state.get("num_tokens_seen", 0))
+    updates: Any = loaded.scalars.get("optimizer_step", 0)
+    fresh = "optimizer" in trainer.job_config.checkpoint.exclude_from_loading
+    trainer.optimizer_step = 0 if fresh else int(updates)
     schedule: Any = loaded.scalars.get("lr_scheduler")
     if schedule is not None:
         trainer.lr_schedulers.load_state_dict(schedule)

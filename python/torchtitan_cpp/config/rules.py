@@ -124,6 +124,11 @@ def _seed_checkpoint(run: Run) -> str | None:
         return "expected only with checkpoint.enable"
     if c.create_seed_checkpoint and c.load_only:
         return "contradicts checkpoint.load_only"
+    loads = c.initial_load_path is not None or c.initial_load_in_hf or c.load_step >= 0
+    if c.create_seed_checkpoint and loads:
+        return (
+            "contradicts loading (initial_load_*, load_step): it holds initial weights"
+        )
     return None
 
 

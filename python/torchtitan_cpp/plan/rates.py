@@ -12,7 +12,8 @@ from torchtitan_cpp import _C
 _HELP = """\
 time of the step: predicted where these flags give the speed of one rank. There are no
 defaults, because none would be true: give what you have measured, for --tflops what
-the trainer logs on one rank. Elementwise work counts as none of its own."""
+the trainer logs on one rank without activation checkpointing (it counts no flops that
+are done twice). Elementwise work counts as none of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,6 +233,30 @@ TEST(Commit, AFailureBehindTheExchangeKeepsBoth) {
   EXPECT_EQ(inspect_checkpoint(aside).manifest->sequence, 1);
 }
 
+// As on a file system that cannot exchange folders.
+TEST(Commit, DyingBetweenTwoRenamesLosesNothing) {
+  const auto fail = [](std::string_view point) {
+    if (point == "before rename") throw std::runtime_error("died");
+  };
+  for (const bool discards : {false, true}) {
+    const TemporaryFolder folder;
+    save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});
+    EXPECT_THROW(save(folder.path(), {.step = 7, .sequence = 2, .parent = 0}, fail),
+                 std::runtime_error);
+    fs::rename(folder / "step-7", folder / ("step-7.replaced-by-" + id_of(2)));
+    EXPECT_EQ(newest_value(folder.path()), 1);
+    EXPECT_EQ(list_checkpoints(folder.path()).checkpoints.at(0).step, 7);
+    if (discards) {
+      discard_staging(folder.path(), 7, id_of(2));
+      discard_staging(folder.path(), 7, id_of(2));  // nothing is left to discard
+    } else {
+      clean_up(folder.path());
+    }
+    EXPECT_EQ(inspect_checkpoint(folder / "step-7").manifest->sequence, 1);
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+  }
+}
+
 TEST(Commit, MovesADamagedCheckpointOrAForeignFolderOutOfTheWay) {
   const TemporaryFolder folder;
   save(folder.path(), {.step = 7, .sequence = 1, .parent = 0});

@@ -228,6 +228,26 @@ def test_without_train_state_the_run_starts_over_and_saves_its_own_steps(
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
     (kept,) = (tmp_path / "checkpoint").glob("step-4.replaced-by-*")
     assert_same_tensors(read_checkpoint(kept), before)
+    # The moments were kept, so their bias correction goes on.
+    assert updates(kept) == 4
+    assert updates(checkpoint(tmp_path, 4)) == 8
+
+
+def test_new_moments_start_with_the_bias_correction_of_a_first_update(
+    tmp_path: Path,
+) -> None:
+    flags = (*SAVING, *layout_flags("one_rank"))
+    run(tmp_path, *flags, "--training.steps=4")
+    new = "--checkpoint.exclude-from-loading=optimizer"
+    again = run(tmp_path, *flags, new, "--training.steps=6")
+    assert [line["step"] for line in again.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert updates(checkpoint(tmp_path, 6)) == 2
+
+
+def updates(path: Path) -> int:
+    """How many updates the saved moments have seen."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    return int(manifest["scalars"]["optimizer_step"])
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:

@@ -184,6 +184,14 @@ RULES = [
         "contradicts checkpoint.load_only",
     ),
     (
+        [
+            "--checkpoint.create_seed_checkpoint",
+            "--checkpoint.enable",
+            "--checkpoint.load_step=3",
+        ],
+        "contradicts loading",
+    ),
+    (
         ["--training.dtype=float64", "--training.mixed_precision_param=bfloat16"],
         "training.dtype = 'float64' would be narrowed to 'bfloat16'",
     ),
