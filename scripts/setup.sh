@@ -140,7 +140,7 @@ if [ -z "$(torch_version)" ]; then
 fi
 
 # The stamp holds the number of the installation and the extras it has.
-read -r installed installed_extras <"$venv/installed.txt" 2>/dev/null || true
+read -r installed installed_extras 2>/dev/null <"$venv/installed.txt" || true
 if [ "${installed:-}" != "$(installation)" ] ||
   [ "${installed_extras:-}" != "${extras:-${installed_extras:-}}" ]; then
   extras=${extras:-${installed_extras:-}}

@@ -8,10 +8,11 @@ import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.build import Model
+from torchtitan_cpp.errors import Explained
 from torchtitan_cpp.world import World
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(Explained, RuntimeError):
     """Loss or gradient norm is not finite; the message says which weights have changed.
 
     None in that step, unless ``optimizer.early_step_in_backward`` is set.

@@ -14,6 +14,7 @@ from importlib import import_module
 from torchtitan_cpp import _C
 from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
 from torchtitan_cpp.data import DATASETS
+from torchtitan_cpp.errors import needs_traceback
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
@@ -103,11 +104,13 @@ def _fail(trainer: Trainer | None, error: Exception) -> int:
     if trainer is None and isinstance(error, CollectiveError):
         print(error, file=sys.stderr)  # it names the ranks that did not come or died
         return EXIT_RANK_LOST
-    if trainer is None or trainer.world.distributed is None:
-        traceback.print_exc()
-        return 1
     if not isinstance(error, CollectiveError):
-        traceback.print_exc()
+        if needs_traceback(error):
+            traceback.print_exc()
+        elif trainer is None or trainer.world.distributed is None:
+            print(error, file=sys.stderr)
+    if trainer is None or trainer.world.distributed is None:
+        return 1
     line = trainer.world.distributed.report_failure(error)
     print(line, file=sys.stderr, flush=True)
     trainer.close(failed=True)

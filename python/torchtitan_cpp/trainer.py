@@ -116,7 +116,7 @@ class Trainer:
         self.optimizer_step = 0  # updates that the moments have seen
         self.num_tokens_seen = 0
         self._last_result: tuple[int, _C.train.StepResult] | None = None
-        self._losses: list[float] = []
+        self._losses: dict[int, float] = {}
         self.checkpointer = self._build_checkpointer()
         self.load()
         self._report_config()
@@ -238,7 +238,7 @@ class Trainer:
                     profiler.step()
                 if snapshot:
                     snapshot.step()
-                progress.update(self.step, self._losses[-1] if self._losses else None)
+                progress.update(self.step, next(reversed(self._losses.values()), None))
                 if self.step == first_step + 1:
                     self.world.first_step_passed()
         self.check_finite()
@@ -335,7 +335,7 @@ class Trainer:
             largest, op=_C.collectives.ReduceOp.MAX
         ).wait()
         loss = float(result.loss)
-        self._losses.append(loss)
+        self._losses[self.step] = loss
         self.metrics.log(
             self.step,
             loss,
@@ -365,8 +365,7 @@ class Trainer:
         return format_closing(
             steps=self.step - first_step,
             seconds=time.monotonic() - started,
-            first_loss=self._losses[0] if self._losses else None,
-            last_loss=self._losses[-1] if self._losses else None,
+            losses=self._losses,
             files={
                 "metrics": folder / "metrics.jsonl",
                 "checkpoints": Path(self.checkpointer.folder),

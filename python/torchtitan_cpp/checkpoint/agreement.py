@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torchtitan_cpp.checkpoint.state import Json, Ranks
+from torchtitan_cpp.errors import Explained
 
 Value = TypeVar("Value", bound=Json)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Explained, RuntimeError):
     """A checkpoint was not saved or not loaded; the same text on all ranks."""
 
 

@@ -146,7 +146,10 @@ class CheckpointManager:
             except CheckpointError as error:
                 if load_step >= 0:
                     raise
-                self._tell(f"Damaged, going back to an older checkpoint: {error}")
+                if self._ranks.rank == 0:
+                    logger.warning(
+                        f"Damaged, going back to an older checkpoint: {error}"
+                    )
                 continue
             loaded = read_checkpoint(
                 candidate, state, self._ranks, wanted=wanted, weights_only=False

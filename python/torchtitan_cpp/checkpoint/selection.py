@@ -14,6 +14,7 @@ from torchtitan_cpp.checkpoint.agreement import (
 )
 from torchtitan_cpp.checkpoint.manifest import Manifest, parse_manifest
 from torchtitan_cpp.checkpoint.state import Ranks
+from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
 
 
@@ -42,7 +43,7 @@ def choose_paths(
     """
     choice = on_first_rank(ranks, folder, lambda: _choose(folder, load_step, wanted))
     if missing := choice["missing"]:
-        raise FileNotFoundError(missing[0])
+        raise MissingPathError(missing[0])
     return choice["paths"]
 
 
@@ -73,16 +74,19 @@ def verify(candidate: Candidate, ranks: Ranks) -> None:
     Raises:
         CheckpointError: on all ranks, with the file, what was expected and found.
     """
-    all_agree(
-        ranks,
-        f"loading {candidate.path}",
-        lambda: _C.storage.verify_files(
-            candidate.path,
-            manifest=candidate.text,
-            part=ranks.rank,
-            num_parts=ranks.world_size,
-        ),
-    )
+
+    def act() -> None:
+        try:
+            _C.storage.verify_files(
+                candidate.path,
+                manifest=candidate.text,
+                part=ranks.rank,
+                num_parts=ranks.world_size,
+            )
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+
+    all_agree(ranks, f"loading {candidate.path}", act)
 
 
 def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str]]:

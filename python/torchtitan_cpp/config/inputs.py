@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 
 from torchtitan_cpp.config.load import Loaded
@@ -22,8 +24,9 @@ _DOWNLOAD = "scripts/download_hf_assets.py fetches tokenizers and weights"
 
 def missing_inputs(loaded: Loaded) -> list[Problem]:
     """A problem for each input that is not there."""
-    if any(problem.field == "job.config_file" for problem in loaded.problems):
-        return []  # what the file would have said is not known
+    # A file that cannot be read or parsed: what it would have said is not known.
+    if any(problem.field in ("job.config_file", "") for problem in loaded.problems):
+        return []
     missing: list[Problem] = []
 
     def refuse(field: str, message: str, hint: str) -> None:
@@ -38,8 +41,22 @@ def missing_inputs(loaded: Loaded) -> list[Problem]:
         hint = _OURS if assets.endswith(_TORCHTITAN_TOKENIZER) else _DOWNLOAD
         refuse("model.hf_assets_path", f"no such folder: {assets!r}", hint)
     training = loaded.config.training
+    validation = loaded.config.validation
+    local = {}
+    if training.dataset == "local":
+        local["training.dataset_path"] = training.dataset_path
+    if validation.enable and validation.dataset == "local":
+        local["validation.dataset_path"] = validation.dataset_path
+    for field, pattern in local.items():
+        if pattern and not _any_file(pattern):
+            refuse(field, f"no such file, folder or files: {pattern!r}", "")
     path = training.dataset_path or C4_TEST
     if training.dataset == "c4_test" and not Path(path).exists():
         field = "training.dataset_path" if training.dataset_path else "training.dataset"
         refuse(field, f"no such folder: {path!r} (of dataset 'c4_test')", _OURS)
     return missing
+
+
+def _any_file(pattern: str) -> bool:
+    path = os.path.expanduser(pattern)
+    return os.path.exists(path) or bool(glob.glob(path, recursive=True))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from torchtitan_cpp.errors import Explained
+
 MAX_BAD_RECORDS = 100
 """Bad records of one dataset (of one row in a stream) that are skipped before an error.
 
@@ -18,7 +20,7 @@ Cursor = list[int]
 """Where reading goes on; its numbers belong to the source. JSON-able."""
 
 
-class BadRecordsError(ValueError):
+class BadRecordsError(Explained, ValueError):
     """More bad records than allowed; names the last one and the first ones."""
 
 

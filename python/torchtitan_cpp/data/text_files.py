@@ -18,6 +18,7 @@ from torchtitan_cpp.data.file_formats import (
 )
 from torchtitan_cpp.data.missing_path import missing_path
 from torchtitan_cpp.data.records import Cursor, Record
+from torchtitan_cpp.errors import UnusablePathError
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def open_text_files(path: str | Path, *, text_key: str = "text") -> TextFiles:
         raise missing_path("training.dataset_path", path)
     known = [name for name in found if _suffix(name) in _READERS]
     if not known:
-        raise ValueError(
+        raise UnusablePathError(
             f"training.dataset_path: '{path}' has no file that can be read: expected "
             f"{', '.join(_READERS)} (also with .gz), found {found[0]}"
         )

@@ -28,6 +28,7 @@ import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.data.records import (
+    BadRecordsError,
     Cursor,
     DocumentSource,
     Record,
@@ -122,9 +123,9 @@ class TokenIndex:
         """Wait until the tokens before ``end_token`` are ready, or all there are.
 
         Raises:
-            BadRecordsError: too many bad records before ``end_token``.
-            ValueError: the tokenizer gave an id out of its range; no document is
-            usable.
+            BadRecordsError: too many bad records before ``end_token``; no document is
+                usable.
+            ValueError: the tokenizer gave an id out of its range.
         """
         with self._changed:
             self._wanted_token = max(self._wanted_token, end_token)
@@ -141,7 +142,7 @@ class TokenIndex:
             if not self._ready(end_token) and self._error is not None:
                 raise self._error
         if self.complete and self.num_tokens == 0:
-            raise ValueError(f"dataset {self.name} has no usable document")
+            raise BadRecordsError(f"dataset {self.name} has no usable document")
 
     def gather(
         self,

@@ -72,8 +72,7 @@ def format_closing(
     *,
     steps: int,
     seconds: float,
-    first_loss: float | None,
-    last_loss: float | None,
+    losses: Mapping[int, float],
     files: Mapping[str, Path],
     suggestions: Sequence[tuple[str, str]] = (),
 ) -> str:
@@ -82,15 +81,18 @@ def format_closing(
     Args:
         steps: steps that this start trained.
         seconds: that they took.
-        first_loss: loss of the first logged step; None if none was logged.
-        last_loss: loss of the last logged step.
+        losses: loss of each logged step, by step in ascending order.
         files: what a file or folder holds and where it is; only those that exist are
             shown.
         suggestions: what one could do next and the command for it.
     """
-    outcome = f"Trained {steps:,} steps in {format_duration(seconds)}"
-    if first_loss is not None and last_loss is not None:
-        outcome += f"; loss {first_loss:.4f} -> {last_loss:.4f}"
+    count = f"{steps:,} step{'' if steps == 1 else 's'}"
+    outcome = f"Trained {count} in {format_duration(seconds)}"
+    logged = list(losses.items())
+    if len(logged) == 1:  # not as if the loss had not changed
+        outcome += f"; loss {logged[0][1]:.4f} at step {logged[0][0]:,}"
+    elif logged:
+        outcome += f"; loss {logged[0][1]:.4f} -> {logged[-1][1]:.4f}"
     parts = [outcome + "."]
     found = [(label, str(path)) for label, path in files.items() if path.exists()]
     if found:

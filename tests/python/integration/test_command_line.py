@@ -25,6 +25,10 @@ PACKAGE = Path(__file__).parents[3] / "python" / "torchtitan_cpp"
         (["--parallelism.tensor-parallel-degree=2"], ["not supported yet"]),
         (["--training.global-batch-size=7"], ["global_batch_size", "7"]),
         (["--model.hf-assets-path=/no/such/folder"], ["/no/such/folder"]),
+        (
+            ["--training.dataset=local", "--training.dataset-path=/no/such/*.txt"],
+            ["flag --training.dataset-path: ", "no such", "'/no/such/*.txt'"],
+        ),
     ],
 )
 def test_mistakes_end_all_ranks_with_one_message_before_any_group(
@@ -37,6 +41,35 @@ def test_mistakes_end_all_ranks_with_one_message_before_any_group(
         assert text in ended.outputs[0]
     assert "Traceback" not in ended.output
     assert ended.outputs[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--checkpoint.enable", "--checkpoint.load-step=5"], "step-5 does not exist"),
+        (["--training.dataset-path=broken.jsonl"], "more than 100 bad records"),
+        (["--training.dataset-path=notes.doc"], "no file that can be read"),
+        (["--training.dataset-path=empty.jsonl"], "has no usable document"),
+    ],
+)
+def test_what_is_found_wrong_later_is_one_line_without_a_traceback(
+    flags: list[str], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jsonl").write_text("no JSON\n" * 101)
+    (tmp_path / "notes.doc").touch()
+    (tmp_path / "empty.jsonl").touch()
+    done = command(
+        tmp_path,
+        "torchtitan_cpp.train",
+        "--training.dataset=local",
+        f"--training.dataset-path={Path(__file__).parent}",
+        "--training.steps=1",
+        "--training.seq-len=16",
+        *flags,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert expected in done.stderr.splitlines()[-1]
 
 
 def command(

@@ -304,6 +304,15 @@ def test_names_that_only_the_caller_knows_are_checked_with_the_nearest_one():
     assert run_problems(loaded, world_size=1, known={"training.dataset": ["c4"]}) == []
 
 
+def test_of_a_file_that_does_not_parse_only_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text("[training]\nsteps = 1\nsteps = 2\n")
+    loaded = read_config(["--job.config_file", "run.toml", "--optimizer.lr", "nan"])
+    first, second = run_problems(loaded, world_size=1)
+    assert str(first).startswith("run.toml:3:9: ")
+    assert "optimizer.lr" in str(second)
+
+
 def test_missing_test_files_of_torchtitan_are_one_error_with_the_flags_for_ours(
     tmp_path, monkeypatch
 ):

@@ -109,8 +109,7 @@ def test_closing_shows_existing_files_and_what_to_try(tmp_path: Path) -> None:
     text = format_closing(
         steps=300,
         seconds=125.0,
-        first_loss=8.0471,
-        last_loss=4.5,
+        losses={1: 8.0471, 10: 6.0, 300: 4.5},
         files={"metrics": metrics, "traces": tmp_path / "profile_traces"},
         suggestions=[("more ranks", "NGPU=2 ./scripts/train.sh")],
     )
@@ -129,8 +128,14 @@ def test_closing_without_a_logged_step_is_one_sentence(tmp_path: Path) -> None:
     text = format_closing(
         steps=0,
         seconds=1.0,
-        first_loss=None,
-        last_loss=None,
+        losses={},
         files={"metrics": tmp_path / "none"},
     )
     assert text == "Trained 0 steps in 1s."
+
+
+def test_closing_of_one_logged_step_does_not_look_like_an_unchanged_loss() -> None:
+    text = format_closing(steps=1, seconds=1.0, losses={1: 8.0471}, files={})
+    assert text == "Trained 1 step in 1s; loss 8.0471 at step 1."
+    text = format_closing(steps=5, seconds=1.0, losses={1: 8.0471}, files={})
+    assert text == "Trained 5 steps in 1s; loss 8.0471 at step 1."

@@ -1,0 +1,27 @@
+"""Errors whose message tells a person all there is to know."""
+
+from __future__ import annotations
+
+
+class Explained(Exception):
+    """Mixed into such errors: the command line prints them without a traceback."""
+
+
+class MissingPathError(Explained, FileNotFoundError):
+    """A file or folder that the configuration names is not there."""
+
+
+class UnusablePathError(Explained, ValueError):
+    """A path that the configuration names holds nothing that can be used."""
+
+
+def needs_traceback(error: BaseException) -> bool:
+    """Whether the place in the code may help: not if the message tells all.
+
+    An explained error may come from one that is not, such as a bug in a part of the
+    user's own; then it may.
+    """
+    if not isinstance(error, Explained):
+        return True
+    cause = error.__cause__
+    return not (cause is None or isinstance(cause, OSError)) and needs_traceback(cause)
