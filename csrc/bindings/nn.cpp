@@ -96,10 +96,10 @@ void bind_nn(py::module_ module) {
            "tensors by group; returns `values` and every segment's outputs by name.");
 
   py::class_<nn::ParameterShard>(module, "ParameterShard",
-                                 "This rank's rows of one parameter.")
+                                 "This rank's box of one parameter.")
       .def_readonly("name", &nn::ParameterShard::name)
       .def_readonly("global_shape", &nn::ParameterShard::global_shape)
-      .def_readonly("first_row", &nn::ParameterShard::first_row)
+      .def_readonly("offset", &nn::ParameterShard::offset)
       .def_readonly("value", &nn::ParameterShard::value)
       .def_readonly("gradient", &nn::ParameterShard::gradient)
       .def_readonly("is_writer", &nn::ParameterShard::is_writer);
@@ -145,7 +145,7 @@ void bind_nn(py::module_ module) {
       "initial_value",
       [](const nn::ParameterSpec& parameter, uint64_t seed) {
         auto value = at::empty(parameter.shape, at::kFloat);
-        nn::fill_initial(value, parameter, /*first_row=*/0, seed);
+        nn::fill_initial(value, parameter, parameter.offset(), seed);
         return value;
       },
       py::arg("parameter"), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),

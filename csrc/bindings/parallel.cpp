@@ -47,14 +47,16 @@ void bind_parallel(py::module_ module) {
   module.def(
       "apply",
       [](const nn::Model& model, const collectives::Group& shards,
-         const collectives::Group& replicas, at::ScalarType master_dtype,
-         at::ScalarType compute_dtype, at::ScalarType reduce_dtype, at::Device device,
+         const collectives::Group& replicas, const collectives::Group& tensor,
+         at::ScalarType master_dtype, at::ScalarType compute_dtype,
+         at::ScalarType reduce_dtype, at::Device device,
          const std::string& reshard_after_forward, int64_t overlap_depth,
          const std::string& recompute, int64_t recompute_every,
          int64_t num_microbatches, bool early_optimizer_step) {
         return parallel::apply(
             model, {.shards = shards,
                     .replicas = replicas,
+                    .tensor = tensor,
                     .parameters = {.master_dtype = master_dtype,
                                    .compute_dtype = compute_dtype,
                                    .reduce_dtype = reduce_dtype,
@@ -66,10 +68,11 @@ void bind_parallel(py::module_ module) {
                     .early_optimizer_step = early_optimizer_step});
       },
       py::arg("model"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
-      py::arg("master_dtype"), py::arg("compute_dtype"), py::arg("reduce_dtype"),
-      py::arg("device"), py::arg("reshard_after_forward"), py::arg("overlap_depth"),
-      py::arg("recompute"), py::arg("recompute_every"), py::arg("num_microbatches"),
-      py::arg("early_optimizer_step"), py::call_guard<py::gil_scoped_release>(),
+      py::arg("tensor"), py::arg("master_dtype"), py::arg("compute_dtype"),
+      py::arg("reduce_dtype"), py::arg("device"), py::arg("reshard_after_forward"),
+      py::arg("overlap_depth"), py::arg("recompute"), py::arg("recompute_every"),
+      py::arg("num_microbatches"), py::arg("early_optimizer_step"),
+      py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
 }
 

@@ -8,9 +8,9 @@
 
 namespace torchtitan::nn {
 
-// Fills `rows` [R, ...], which are rows [first_row, first_row + R) of the parameter.
-// Numbers are drawn in float32 and cast to the dtype of `rows`. No effect on meta.
-void fill_initial(const at::Tensor& rows, const ParameterSpec& parameter,
-                  int64_t first_row, uint64_t seed);
+// Fills `box`, whose first element is element `offset` (by dim) of the whole parameter.
+// Numbers are drawn in float32 and cast to the dtype of `box`. No effect on meta.
+void fill_initial(const at::Tensor& box, const ParameterSpec& parameter,
+                  at::IntArrayRef offset, uint64_t seed);
 
 }  // namespace torchtitan::nn

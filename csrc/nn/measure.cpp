@@ -57,6 +57,9 @@ class Chain {
     const auto flops = segment.flops(inputs, leaves);
     shape.forward_flops = flops.forward;
     shape.backward_flops = flops.backward;
+    auto exchanges = segment.exchanges(inputs, leaves);
+    shape.forward_exchanges = std::move(exchanges.forward);
+    shape.backward_exchanges = std::move(exchanges.backward);
     auto& memory = core::meta_memory();
     const int64_t before = memory.live();
     memory.reset_peak();

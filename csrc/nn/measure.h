@@ -13,11 +13,12 @@
 
 namespace torchtitan::nn {
 
-// `shape` with the flops and bytes of every segment (inputs, outputs, saved,
+// `shape` with the flops, exchanges and bytes of every segment (inputs, outputs, saved,
 // temporaries of forward and backward) and constant_bytes, which counts the constants
 // of the model and the tensors of the batch that are not inputs of the first segment.
 // Nothing is allocated or computed.
-//   model    built on meta, with the segments and groups of `shape`
+//   model    built on meta, with the segments and groups of `shape`; a tensor axis of
+//            it is fake
 //   options  dtypes of parameters and gradients; the device is not looked at
 //   batch    one microbatch by name, meta tensors
 // Throws ValueError if the model lacks a value that a segment reads, or has no "loss".

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,10 +24,28 @@ struct Init {
   }
 };
 
+// Where a piece of a parameter lies in the whole of it.
+struct Piece {
+  std::vector<int64_t> whole_shape;
+  std::vector<int64_t> offset;  // of the piece's first element, by dim
+};
+
 struct ParameterSpec {
-  std::string name;  // full name, as in state_dict()
-  std::vector<int64_t> shape;
+  std::string name;            // full name, as in state_dict()
+  std::vector<int64_t> shape;  // of what segments are given on this rank
   Init init;
+  // Of what they are given, where it is not the whole parameter (tensor parallelism).
+  std::optional<Piece> piece = std::nullopt;
+  // False where an earlier rank of the tensor axis has the same numbers: it saves them
+  // and counts them in the norm.
+  bool is_first_copy = true;
+
+  const std::vector<int64_t>& whole_shape() const {
+    return piece ? piece->whole_shape : shape;
+  }
+  std::vector<int64_t> offset() const {
+    return piece ? piece->offset : std::vector<int64_t>(shape.size(), 0);
+  }
 };
 
 // Parameters that are gathered, reduced and stepped together.

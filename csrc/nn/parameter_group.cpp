@@ -63,14 +63,31 @@ void ParameterGroup::allocate_local(int64_t rank, int64_t num_ranks, bool is_wri
     const int64_t first = std::min(rank * chunk, rows);
     std::vector<int64_t> local_shape = parameter.shape;
     local_shape[0] = std::min(chunk, rows - first);
+    auto offset = parameter.offset();
+    offset[0] += first;
     shards_.push_back(
         {.name = parameter.name,
-         .global_shape = parameter.shape,
-         .first_row = first,
+         .global_shape = parameter.whole_shape(),
+         .offset = std::move(offset),
          .value = independent_view(master_, shard_offsets_[slot], local_shape),
          .gradient = independent_view(gradient_, shard_offsets_[slot], local_shape),
-         .is_writer = is_writer});
+         .is_writer = is_writer && parameter.is_first_copy});
   }
+}
+
+TensorList ParameterGroup::counted_gradients() const {
+  TensorList views;
+  int64_t begin = 0;
+  const auto add = [&](int64_t end) {
+    if (end > begin) views.push_back(gradient_.narrow(0, begin, end - begin));
+  };
+  for (size_t slot = 0; slot < shards_.size(); ++slot) {
+    if (spec_.parameters[slot].is_first_copy) continue;
+    add(shard_offsets_[slot]);
+    begin = slot + 1 < shards_.size() ? shard_offsets_[slot + 1] : gradient_.numel();
+  }
+  add(gradient_.numel());
+  return views;
 }
 
 TensorList ParameterGroup::shard_views(const at::Tensor& flat) const {
@@ -119,7 +136,7 @@ void ParameterGroup::wait_replica_reduce() { replica_reduce_.wait(); }
 
 void ParameterGroup::initialize(uint64_t seed) {
   for (size_t slot = 0; slot < shards_.size(); ++slot) {
-    fill_initial(shards_[slot].value, spec_.parameters[slot], shards_[slot].first_row,
+    fill_initial(shards_[slot].value, spec_.parameters[slot], shards_[slot].offset,
                  seed);
   }
 }

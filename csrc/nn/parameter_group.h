@@ -28,11 +28,12 @@ struct GroupOptions {
   at::Device device;
 };
 
-// This rank's part of one parameter: rows [first_row, first_row + value.size(0)).
+// This rank's box of one parameter: elements offset[d] <= index[d] < offset[d] +
+// value.size(d).
 struct ParameterShard {
   std::string name;
   std::vector<int64_t> global_shape;
-  int64_t first_row;
+  std::vector<int64_t> offset;
   at::Tensor value;     // view of master, [rows, ...]; rows may be 0
   at::Tensor gradient;  // view of gradient, same shape
   bool is_writer;       // this rank saves it; false on all replicas but one
@@ -78,6 +79,10 @@ class ParameterGroup {
   void start_replica_reduce();
   void wait_replica_reduce();
 
+  // Gradients of the shards that count in the global norm: those of which no earlier
+  // rank of the tensor axis has a copy. Flat views of gradient(), as few as possible.
+  TensorList counted_gradients() const;
+
   // Views of `flat`, which is laid out like master, in the shapes of shards().
   TensorList shard_views(const at::Tensor& flat) const;
 
@@ -85,8 +90,8 @@ class ParameterGroup {
   void initialize(uint64_t seed);
 
  protected:
-  // Lays out master, gradient and shards: this rank holds rows
-  // [rank * chunk, (rank + 1) * chunk) of each parameter, chunk = ceil(rows / ranks).
+  // Lays out master, gradient and shards: of each parameter's shape this rank holds
+  // rows [rank * chunk, (rank + 1) * chunk), chunk = ceil(rows / ranks).
   void allocate_local(int64_t rank, int64_t num_ranks, bool is_writer);
   // Autograd leaves over `flat`, which holds the whole parameters one after another.
   void make_leaves(const at::Tensor& flat);

@@ -8,6 +8,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "plan/step_shape.h"
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,6 +28,12 @@ struct ParameterRef {
 struct Flops {
   int64_t forward = 0;
   int64_t backward = 0;  // without running forward again
+};
+
+// Collectives that a segment runs by itself, in their order.
+struct Exchanges {
+  std::vector<plan::Exchange> forward = {};
+  std::vector<plan::Exchange> backward = {};
 };
 
 class Segment {
@@ -60,6 +68,12 @@ class Segment {
   // counted without the causal saving and without what its backward computes again, as
   // flops are in reports of utilization (Chowdhery et al. 2022, appendix B).
   virtual Flops flops(const TensorList& inputs, const TensorList& parameters) const = 0;
+
+  // In training, with tensors of these shapes.
+  virtual Exchanges exchanges(const TensorList& /*inputs*/,
+                              const TensorList& /*parameters*/) const {
+    return {};
+  }
 
  private:
   std::string name_;

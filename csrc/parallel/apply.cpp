@@ -64,6 +64,7 @@ Applied apply(const nn::Model& model, const ApplyOptions& options) {
   for (const auto& segment : model.segments) names.push_back(segment->name());
   applied.recompute = activation_checkpoint::select(names, options.recompute);
   applied.shape.num_microbatches = options.num_microbatches;
+  applied.shape.tensor_ranks = options.tensor.size();
   for (const auto& spec : model.groups) {
     applied.groups.push_back(make_group(spec, options));
     applied.shape.groups.push_back(group_shape(

@@ -16,6 +16,7 @@ namespace torchtitan::parallel {
 struct ApplyOptions {
   collectives::Group shards;    // fsdp axis; size 1: parameters stay whole
   collectives::Group replicas;  // dp_replicate axis
+  collectives::Group tensor;    // tp axis, over which the model was built
   nn::GroupOptions parameters;
   plan::Reshard reshard_after_forward;
   int64_t overlap_depth;  // forwards or backwards that run during a gather or reduce

@@ -42,7 +42,8 @@ class Clock {
       case ActionKind::kForward:
       case ActionKind::kRecompute:
       case ActionKind::kBackward:
-        return compute(flops(action) / cost_.flops_per_second);
+        return compute(flops(action) / cost_.flops_per_second +
+                       exchange_seconds(action));
       case ActionKind::kUnshard:
       case ActionKind::kReduceGradient:
       case ActionKind::kAllReduceGradient:
@@ -63,6 +64,15 @@ class Clock {
     return static_cast<double>(action.kind == ActionKind::kBackward
                                    ? segment.backward_flops
                                    : segment.forward_flops);
+  }
+
+  double exchange_seconds(const Action& action) const {
+    double seconds = 0.0;
+    for (const Exchange& exchange : exchanges_of(action, shape_)) {
+      seconds += ring_seconds(action, exchange.axis, exchange.verb == "all_reduce",
+                              exchange.ranks, exchange.bytes);
+    }
+    return seconds;
   }
 
   // Each state, the parameter and its gradient are read; all but the gradient written.
@@ -86,10 +96,15 @@ class Clock {
 
   double transfer_seconds(const Action& action) const {
     const auto [channel, bytes] = collective_of(action, shape_);
-    const auto& [axis, verb] = channel;
     const GroupShape& group = shape_.groups[action.group];
     const bool all_reduce = action.kind == ActionKind::kAllReduceGradient;
-    const auto ranks = static_cast<double>(all_reduce ? group.replicas : group.shards);
+    return ring_seconds(action, channel.first, all_reduce,
+                        all_reduce ? group.replicas : group.shards, bytes);
+  }
+
+  double ring_seconds(const Action& action, const std::string& axis, bool all_reduce,
+                      int64_t num_ranks, int64_t bytes) const {
+    const auto ranks = static_cast<double>(num_ranks);
     const auto link = cost_.links.find(axis);
     check_value(link != cost_.links.end(), "simulate: ", to_string(action),
                 " uses the axis '", axis, "', which has no link");

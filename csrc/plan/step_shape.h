@@ -37,6 +37,16 @@ struct GroupShape {
   std::string replica_axis = "dp_replicate";
 };
 
+// A collective inside a segment, which waits for it.
+struct Exchange {
+  std::string axis;
+  std::string verb;  // as in plan/traffic.h
+  int64_t ranks;
+  int64_t bytes;  // of the larger side
+
+  bool operator==(const Exchange&) const = default;
+};
+
 // A link of the model's chain.
 struct SegmentShape {
   std::string name;
@@ -51,6 +61,8 @@ struct SegmentShape {
   bool recompute;                    // keep only the inputs, run forward again
   // Whether what is saved includes the outputs, which else die with their last reader.
   bool saves_outputs = false;
+  std::vector<Exchange> forward_exchanges = {};  // also when forward runs again
+  std::vector<Exchange> backward_exchanges = {};
 };
 
 struct StepShape {
@@ -60,6 +72,7 @@ struct StepShape {
   // Tensors that live through the whole step beside parameters and the inputs of the
   // first segment: tables of the model, labels.
   int64_t constant_bytes = 0;
+  int64_t tensor_ranks = 1;  // of the axis "tp", over which the squared norm is summed
 };
 
 // Throws std::invalid_argument for a shape that no step can have: no segment, no

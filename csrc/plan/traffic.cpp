@@ -32,11 +32,20 @@ class Counter {
       case ActionKind::kClipGradient:
         add_scalar("loss", loss_ranks_);
         for (const std::string& axis : shard_axes_) add_scalar(axis, 2);
+        add_scalar("tp", shape_.tensor_ranks);
         return;
       case ActionKind::kOptimizerStep:
         if (action.group >= 0) {
           const GroupShape& group = shape_.groups.at(action.group);
           add_scalar(group.shard_axis, group.shards);
+          add_scalar("tp", shape_.tensor_ranks);
+        }
+        return;
+      case ActionKind::kForward:
+      case ActionKind::kRecompute:
+      case ActionKind::kBackward:
+        for (const Exchange& exchange : exchanges_of(action, shape_)) {
+          add({exchange.axis, exchange.verb}, exchange.bytes);
         }
         return;
       default: return;
@@ -62,6 +71,13 @@ class Counter {
 };
 
 }  // namespace
+
+const std::vector<Exchange>& exchanges_of(const Action& action,
+                                          const StepShape& shape) {
+  const SegmentShape& segment = shape.segments.at(action.segment);
+  return action.kind == ActionKind::kBackward ? segment.backward_exchanges
+                                              : segment.forward_exchanges;
+}
 
 std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& shape) {
   const auto group = [&]() -> const GroupShape& {

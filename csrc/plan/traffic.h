@@ -30,12 +30,17 @@ using Channel = std::pair<std::string, std::string>;
 // Throws std::invalid_argument for another kind of action.
 std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& shape);
 
+// What the segment of a Forward, Recompute or Backward exchanges in it.
+const std::vector<Exchange>& exchanges_of(const Action& action, const StepShape& shape);
+
 // Sum over the program, by channel. Beside the starts of groups it holds the scalars of
 // the step, 8 bytes each, for axes of more than one rank:
 //   CountTokens      all_reduce over "loss"
 //   ClipGradient     all_reduce of the loss over "loss", of the squared norm over each
-//                    axis that shards a group
-//   OptimizerStep g  all_reduce of the squared norm over the group's shard axis
+//                    axis that shards a group and over "tp"
+//   OptimizerStep g  all_reduce of the squared norm over the group's shard axis and
+//                    over "tp"
+// and what segments exchange in Forward, Recompute and Backward.
 // `loss_ranks` is the size of the axis "loss".
 std::map<Channel, Traffic> traffic(const Program& program, const StepShape& shape,
                                    int64_t loss_ranks);

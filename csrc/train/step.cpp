@@ -92,7 +92,10 @@ at::Tensor Step::squared_norm(size_t begin, size_t end) const {
   std::map<std::string, std::pair<collectives::Group, at::Tensor>> sums;
   for (size_t i = begin; i < end; ++i) {
     const auto& group = *parts_.groups[i];
-    const auto squares = ops::squared_norm(group.gradient());
+    auto squares = at::zeros({}, result_.local_tokens.options());
+    for (const auto& gradient : group.counted_gradients()) {
+      squares = squares.add(ops::squared_norm(gradient));
+    }
     auto& [axis, sum] =
         sums.try_emplace(group.shard_axis().name(), group.shard_axis(), at::Tensor())
             .first->second;
@@ -103,6 +106,7 @@ at::Tensor Step::squared_norm(size_t begin, size_t end) const {
     entry.first.all_reduce(entry.second).wait();
     total = total.add(entry.second);
   }
+  if (parts_.tensor_axis.size() > 1) parts_.tensor_axis.all_reduce(total).wait();
   return total;
 }
 

@@ -23,6 +23,7 @@ struct StepParts {
   plan::Program evaluation_program;             // one microbatch, forward only
   std::shared_ptr<optim::Optimizer> optimizer;  // its index i is group i
   collectives::Group loss_axis;                 // ranks that hold different tokens
+  collectives::Group tensor_axis;               // ranks that divide the segments' work
   double max_norm;                              // of the gradient of the global batch
 };
 

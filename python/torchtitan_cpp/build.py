@@ -63,8 +63,13 @@ def build_model(
     loss_fn = _build_loss(spec, job_config, world)
     python: PythonModel | None = None
     if isinstance(module, CppModule):
-        core = _build_cpp_core(module, loss_fn, world.device, dtype)
+        core = _build_cpp_core(module, loss_fn, dtype, job_config, world)
     else:
+        if world.parallel_dims.tp > 1:
+            raise ValueError(
+                "parallelism.tensor_parallel_degree: not supported yet for models "
+                f"written in Python ({type(module).__name__}); set 1"
+            )
         python = PythonModel(module, loss_fn)
         core = python.build_core()
     ac = job_config.activation_checkpoint
@@ -73,6 +78,7 @@ def build_model(
         core,
         shards=world.groups["fsdp"],
         replicas=world.groups["dp_replicate"],
+        tensor=world.groups["tp"],
         master_dtype=master_dtype,
         compute_dtype=dtype,
         reduce_dtype=getattr(torch, reduce_dtype(training)),
@@ -126,14 +132,20 @@ def _build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFun
 
 
 def _build_cpp_core(
-    module: CppModule, loss_fn: LossFunction, device: torch.device, dtype: torch.dtype
+    module: CppModule,
+    loss_fn: LossFunction,
+    dtype: torch.dtype,
+    job_config: JobConfig,
+    world: World,
 ) -> _C.nn.Model:
     """The package's own loss is fused into the head; another one follows the logits."""
     is_fused = loss_fn is cross_entropy_loss
     core = module.build_core(
         head="loss" if is_fused else "logits",
-        device=device,
+        device=world.device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+        tensor_axis=world.groups["tp"],
+        loss_parallel=not job_config.parallelism.disable_loss_parallel,
     )
     return core if is_fused else core.with_loss(loss_fn)
 
@@ -184,5 +196,6 @@ def build_step(
         model.applied,
         optimizer,
         loss_axis=world.groups["loss"],
+        tensor_axis=world.groups["tp"],
         max_norm=job_config.training.max_norm,
     )

@@ -151,13 +151,12 @@ def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
 def _entry(
     shard: _C.nn.ParameterShard, name: str, kind: Any, tensor: torch.Tensor
 ) -> TensorEntry:
-    dims = len(shard.global_shape)
     return TensorEntry(
         name=name,
         kind=kind,
         local=tensor,
         global_shape=tuple(shard.global_shape),
-        offset=(shard.first_row, *[0] * (dims - 1)),
+        offset=tuple(shard.offset),
         size=tuple(tensor.shape),
         is_writer=shard.is_writer,
     )

@@ -14,8 +14,8 @@
 #include "ops/rope.h"
 #include "ops/swiglu.h"
 
-// Shape letters: B batch, S sequence, N = B S tokens, E dim, H query heads, G kv heads,
-// D head dim, F hidden dim.
+// Shape letters: B batch, S sequence, N = B S tokens, E dim, D head dim; s, n: of which
+// this rank's; H query heads, G kv heads, F hidden dim: this rank's.
 namespace torchtitan::models::llama {
 namespace {
 
@@ -25,10 +25,10 @@ namespace fused = ops::fused;
 
 // What backward needs; the normed inputs and the gated product are computed again.
 struct Kept final : nn::Segment::Saved {
-  at::Tensor x_BSE, rstd1_N;
+  at::Tensor x_BsE, rstd1_n;
   at::Tensor q_BSHD, k_BSGD, v_BSGD;  // rotated
   at::Tensor o_BSHD, lse_BHS;
-  at::Tensor h_NE, rstd2_N;
+  at::Tensor h_nE, rstd2_n;
   at::Tensor gate_NF, up_NF;
 };
 
@@ -47,26 +47,31 @@ at::Tensor project(const at::Tensor& x, const at::Tensor& w) {
 }  // namespace
 
 Block::Block(std::string name, std::vector<nn::ParameterRef> parameters,
-             const Args& args, ops::RopeTable rope)
+             const Args& args, ops::RopeTable rope, nn::TensorAxis axis)
     : AutogradSegment(std::move(name), {"h"}, {"h"}, std::move(parameters)),
-      args_(args), rope_(std::move(rope)) {}
+      args_(args), rope_(std::move(rope)), axis_(std::move(axis)) {}
 
 at::Tensor Block::heads(const at::Tensor& x) const {
   return x.unflatten(-1, {-1, args_.head_dim()});
 }
 
 TensorList Block::compute(const TensorList& inputs, const TensorList& w) const {
-  const auto& x_BSE = inputs[0];
-  const auto a_BSE = ops::rms_norm(x_BSE, w[kAttentionNorm], args_.norm_eps);
+  const auto& x_BsE = inputs[0];
+  const auto normed = [&](const at::Tensor& x, BlockSlot norm) {
+    const auto weight = nn::shared_by_ranks(w[norm], axis_);
+    return nn::gather_tokens(ops::rms_norm(x, weight, args_.norm_eps), axis_);
+  };
+  const auto a_BSE = normed(x_BsE, kAttentionNorm);
   const auto q_BSHD = ops::apply_rope(heads(at::linear(a_BSE, w[kWq])), rope_);
   const auto k_BSGD = ops::apply_rope(heads(at::linear(a_BSE, w[kWk])), rope_);
   const auto v_BSGD = heads(at::linear(a_BSE, w[kWv]));
   const auto o_BSE = ops::causal_attention(q_BSHD, k_BSGD, v_BSGD).flatten(2);
-  const auto h_BSE = x_BSE.add(at::linear(o_BSE, w[kWo]));
+  const auto h_BsE =
+      x_BsE.add(nn::sum_scatter_tokens(at::linear(o_BSE, w[kWo]), axis_));
 
-  const auto f_BSE = ops::rms_norm(h_BSE, w[kFfnNorm], args_.norm_eps);
+  const auto f_BSE = normed(h_BsE, kFfnNorm);
   const auto g_BSF = ops::swiglu(at::linear(f_BSE, w[kW1]), at::linear(f_BSE, w[kW3]));
-  return {h_BSE.add(at::linear(g_BSF, w[kW2]))};
+  return {h_BsE.add(nn::sum_scatter_tokens(at::linear(g_BSF, w[kW2]), axis_))};
 }
 
 nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
@@ -74,10 +79,34 @@ nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
   for (const BlockSlot slot : {kWq, kWk, kWv, kWo, kW1, kW2, kW3}) {
     weights += w[slot].numel();
   }
-  const int64_t length = inputs[0].size(1);
-  const int64_t of_token = 2 * weights + 4 * args_.n_heads * args_.head_dim() * length;
+  const int64_t length = inputs[0].size(1) * axis_.size();
+  const int64_t of_token = 2 * weights + 4 * w[kWq].size(0) * length;
   const int64_t forward = inputs[0].size(0) * length * of_token;
   return {.forward = forward, .backward = 2 * forward};
+}
+
+nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) const {
+  using Verb = nn::TensorAxis::Verb;
+  const auto& x = inputs[0];
+  const auto note = [&](std::vector<plan::Exchange>& exchanges, Verb verb) {
+    axis_.note(exchanges, verb, x.numel() * axis_.size(), x.options());
+  };
+  nn::Exchanges result;
+  const bool gathers_again = is_hand_written(x, w);
+  for (int half = 0; half < 2; ++half) {
+    note(result.forward, Verb::kGather);
+    note(result.forward, Verb::kSumScatter);
+    note(result.backward, Verb::kGather);
+    if (gathers_again) note(result.backward, Verb::kGather);  // the normed tokens
+    note(result.backward, Verb::kSumScatter);
+  }
+  const int64_t norms = gathers_again ? 1 : 2;
+  for (int64_t i = 0; i < norms; ++i) {
+    const auto& weight = w[kFfnNorm];
+    axis_.note(result.backward, Verb::kSum, 2 / norms * weight.numel(),
+               gathers_again ? weight.grad().options() : weight.options());
+  }
+  return result;
 }
 
 bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) const {
@@ -94,54 +123,56 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
                           std::unique_ptr<Saved>* saved) {
   if (!is_hand_written(inputs[0], w)) return AutogradSegment::forward(inputs, w, saved);
   const c10::AutoGradMode off(false);
-  const auto x_BSE = inputs[0].contiguous();
-  const auto x_NE = tokens(x_BSE);
-  const int64_t batch = x_BSE.size(0), length = x_BSE.size(1);
+  const auto x_BsE = inputs[0].contiguous();
+  const auto x_nE = tokens(x_BsE);
   const auto per_head = [&](const at::Tensor& x) {
-    return x.view({batch, length, -1, args_.head_dim()});
+    return x.view({x_BsE.size(0), x_BsE.size(1) * axis_.size(), -1, args_.head_dim()});
   };
 
-  const auto normed_NE = at::empty_like(x_NE);
-  const auto rstd1_N = at::empty({x_NE.size(0)}, fused::wide_options(x_NE));
-  fused::rms_norm(x_NE, {}, w[kAttentionNorm], args_.norm_eps, normed_NE, rstd1_N);
+  const auto normed_nE = at::empty_like(x_nE);
+  const auto rstd1_n = at::empty({x_nE.size(0)}, fused::wide_options(x_nE));
+  fused::rms_norm(x_nE, {}, w[kAttentionNorm], args_.norm_eps, normed_nE, rstd1_n);
+  auto normed_NE = axis_.gather(normed_nE);
   const auto q_BSHD = per_head(project(normed_NE, w[kWq]));
   const auto k_BSGD = per_head(project(normed_NE, w[kWk]));
   const auto v_BSGD = per_head(project(normed_NE, w[kWv]));
   fused::rope_(q_BSHD, rope_, fused::Turn::kForward);
   fused::rope_(k_BSGD, rope_, fused::Turn::kForward);
   const auto o_BSHD = at::empty_like(q_BSHD);
-  const auto lse_BHS =
-      at::empty({batch, args_.n_heads, length}, fused::wide_options(x_NE));
+  const auto lse_BHS = at::empty({q_BSHD.size(0), q_BSHD.size(2), q_BSHD.size(1)},
+                                 fused::wide_options(x_nE));
   fused::causal_attention(q_BSHD, k_BSGD, v_BSGD, o_BSHD, lse_BHS);
 
-  const auto h_NE = project(tokens(o_BSHD.flatten(2)), w[kWo]);
-  const auto rstd2_N = at::empty_like(rstd1_N);
+  const auto h_nE = axis_.sum_scatter(project(tokens(o_BSHD.flatten(2)), w[kWo]));
+  const auto rstd2_n = at::empty_like(rstd1_n);
   // Adds the residual to h on the way.
-  fused::rms_norm(h_NE, x_NE, w[kFfnNorm], args_.norm_eps, normed_NE, rstd2_N);
+  fused::rms_norm(h_nE, x_nE, w[kFfnNorm], args_.norm_eps, normed_nE, rstd2_n);
+  normed_NE = axis_.gather(normed_nE);
   const auto gate_NF = project(normed_NE, w[kW1]);
   const auto up_NF = project(normed_NE, w[kW3]);
   // Where nothing is kept the product may take the gate's place.
   const auto gated_NF = saved == nullptr ? gate_NF : at::empty_like(gate_NF);
   fused::swiglu(gate_NF, up_NF, gated_NF);
-  const auto y_NE = normed_NE.copy_(h_NE);
-  ops::linear_(y_NE, gated_NF, w[kW2], Into::kAdd);
+  normed_NE.reset();
+  const auto y_nE = normed_nE.copy_(h_nE);
+  axis_.add_product_(y_nE, gated_NF, w[kW2]);
 
   if (saved != nullptr) {
     auto kept = std::make_unique<Kept>();
-    kept->x_BSE = x_BSE;
-    kept->rstd1_N = rstd1_N;
+    kept->x_BsE = x_BsE;
+    kept->rstd1_n = rstd1_n;
     kept->q_BSHD = q_BSHD;
     kept->k_BSGD = k_BSGD;
     kept->v_BSGD = v_BSGD;
     kept->o_BSHD = o_BSHD;
     kept->lse_BHS = lse_BHS;
-    kept->h_NE = h_NE;
-    kept->rstd2_N = rstd2_N;
+    kept->h_nE = h_nE;
+    kept->rstd2_n = rstd2_n;
     kept->gate_NF = gate_NF;
     kept->up_NF = up_NF;
     *saved = std::move(kept);
   }
-  return {y_NE.view_as(x_BSE)};
+  return {y_nE.view_as(x_BsE)};
 }
 
 TensorList Block::backward(std::unique_ptr<Saved> saved,
@@ -153,39 +184,49 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   if (!output_gradients[0].defined()) return {at::Tensor()};
   const c10::AutoGradMode off(false);
   const auto gradient = [&](BlockSlot slot) { return w[slot].grad(); };
-  const auto x_NE = tokens(kept->x_BSE);
-  const auto dy_NE = tokens(output_gradients[0].contiguous());
+  const TensorList norms = {gradient(kAttentionNorm), gradient(kFfnNorm)};
+  const TensorList partial_norms = {axis_.partial_gradient(norms[0]),
+                                    axis_.partial_gradient(norms[1])};
+  const auto x_nE = tokens(kept->x_BsE);
+  const auto dy_nE = tokens(output_gradients[0].contiguous());
 
   // Feed-forward. The buffers of gate and up become their gradients.
   auto gated_NF = at::empty_like(kept->gate_NF);
+  auto dy_NE = axis_.gather(dy_nE);
   ops::linear_backward_input_(gated_NF, dy_NE, w[kW2], Into::kOverwrite);
   fused::swiglu_backward_(gated_NF, kept->gate_NF, kept->up_NF);
   ops::linear_backward_weight_(gradient(kW2), dy_NE, gated_NF);
   gated_NF.reset();
-  const auto normed_NE = at::empty_like(x_NE);
-  fused::rms_norm_again(kept->h_NE, w[kFfnNorm], kept->rstd2_N, normed_NE);
+  dy_NE.reset();
+  const auto normed_nE = at::empty_like(x_nE);
+  fused::rms_norm_again(kept->h_nE, w[kFfnNorm], kept->rstd2_n, normed_nE);
+  auto normed_NE = axis_.gather(normed_nE);
   ops::linear_backward_weight_(gradient(kW1), kept->gate_NF, normed_NE);
   ops::linear_backward_weight_(gradient(kW3), kept->up_NF, normed_NE);
-  const auto dh_NE = at::empty_like(x_NE);
+  auto dh_NE = at::empty_like(normed_NE);
   ops::linear_backward_input_(dh_NE, kept->gate_NF, w[kW1], Into::kOverwrite);
   ops::linear_backward_input_(dh_NE, kept->up_NF, w[kW3], Into::kAdd);
-  fused::rms_norm_backward(dh_NE, 1.0, kept->h_NE, w[kFfnNorm], kept->rstd2_N, dy_NE,
-                           dh_NE, gradient(kFfnNorm));
+  const auto dh_nE = axis_.sum_scatter(dh_NE);
+  fused::rms_norm_backward(dh_nE, 1.0, kept->h_nE, w[kFfnNorm], kept->rstd2_n, dy_nE,
+                           dh_nE, partial_norms[1]);
   kept->gate_NF.reset();
   kept->up_NF.reset();
-  kept->h_NE.reset();
+  kept->h_nE.reset();
 
   // Attention. The gradients take the places of do, k and v.
+  dh_NE = axis_.gather(dh_nE);
   ops::linear_backward_weight_(gradient(kWo), dh_NE, tokens(kept->o_BSHD.flatten(2)));
   const auto do_BSHD = at::empty_like(kept->q_BSHD);
   ops::linear_backward_input_(tokens(do_BSHD.flatten(2)), dh_NE, w[kWo],
                               Into::kOverwrite);
+  dh_NE.reset();
   fused::causal_attention_backward(kept->q_BSHD, kept->k_BSGD, kept->v_BSGD,
                                    kept->o_BSHD, kept->lse_BHS, do_BSHD, do_BSHD,
                                    kept->k_BSGD, kept->v_BSGD);
   fused::rope_(do_BSHD, rope_, fused::Turn::kBackward);
   fused::rope_(kept->k_BSGD, rope_, fused::Turn::kBackward);
-  fused::rms_norm_again(x_NE, w[kAttentionNorm], kept->rstd1_N, normed_NE);
+  fused::rms_norm_again(x_nE, w[kAttentionNorm], kept->rstd1_n, normed_nE);
+  normed_NE = axis_.gather(normed_nE);
   const std::pair<BlockSlot, at::Tensor> projections[] = {
       {kWq, tokens(do_BSHD.flatten(2))},
       {kWk, tokens(kept->k_BSGD.flatten(2))},
@@ -197,9 +238,11 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
     ops::linear_backward_input_(normed_NE, d, w[slot],
                                 slot == kWq ? Into::kOverwrite : Into::kAdd);
   }
-  fused::rms_norm_backward(normed_NE, 1.0, x_NE, w[kAttentionNorm], kept->rstd1_N,
-                           dh_NE, normed_NE, gradient(kAttentionNorm));
-  return {normed_NE.view_as(kept->x_BSE)};
+  const auto dx_nE = axis_.sum_scatter(normed_NE);
+  fused::rms_norm_backward(dx_nE, 1.0, x_nE, w[kAttentionNorm], kept->rstd1_n, dh_nE,
+                           dx_nE, partial_norms[0]);
+  axis_.add_sums_(norms, partial_norms);
+  return {dx_nE.view_as(kept->x_BsE)};
 }
 
 }  // namespace torchtitan::models::llama

@@ -4,10 +4,16 @@
 // `compute` is the definition. On a CPU, bfloat16, float32 and float64 run hand-written
 // passes: they keep only what is dear to compute again, reuse their buffers and add
 // each weight gradient straight into its buffer.
+//
+// Over a tensor axis each rank has some of the heads and of the feed-forward width, and
+// outside of the products some of the tokens (nn/tensor_axis.h): both products of a
+// half begin with a gather of the normed tokens and end with a sum that deals tokens
+// out.
 #pragma once
 
 #include "models/llama/args.h"
 #include "nn/segment.h"
+#include "nn/tensor_axis.h"
 
 namespace torchtitan::models::llama {
 
@@ -17,9 +23,9 @@ enum BlockSlot : size_t { kWq, kWk, kWv, kWo, kW1, kW2, kW3, kAttentionNorm, kFf
 class Block final : public nn::AutogradSegment {
  public:
   Block(std::string name, std::vector<nn::ParameterRef> parameters, const Args& args,
-        ops::RopeTable rope);
+        ops::RopeTable rope, nn::TensorAxis axis);
 
-  // h [B, S, dim] -> h
+  // h [B, S / ranks, dim] -> h
   nn::TensorList compute(const nn::TensorList& inputs,
                          const nn::TensorList& parameters) const override;
   nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
@@ -29,6 +35,8 @@ class Block final : public nn::AutogradSegment {
                           const nn::TensorList& parameters) override;
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
+  nn::Exchanges exchanges(const nn::TensorList& inputs,
+                          const nn::TensorList& parameters) const override;
 
  private:
   bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;
@@ -36,6 +44,7 @@ class Block final : public nn::AutogradSegment {
 
   Args args_;
   ops::RopeTable rope_;
+  nn::TensorAxis axis_;
 };
 
 }  // namespace torchtitan::models::llama

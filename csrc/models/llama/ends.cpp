@@ -1,5 +1,6 @@
 #include "models/llama/ends.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -10,13 +11,16 @@
 
 #include <algorithm>
 
+#include "base/checked_math.h"
+#include "nn/vocabulary_loss.h"
 #include "ops/cross_entropy.h"
 #include "ops/fused.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
+#include "ops/vocabulary_cross_entropy.h"
 
-// Shape letters: B batch, S sequence, N = B S tokens, C tokens of a chunk, E dim,
-// V vocabulary.
+// Shape letters: B batch, S sequence, N = B S tokens, s, n: of which this rank's, C
+// tokens of a chunk, E dim, V this rank's vocabulary.
 namespace torchtitan::models::llama {
 namespace {
 
@@ -34,19 +38,33 @@ struct Tokens final : nn::Segment::Saved {
 // Gradients of the loss sum, found in the forward pass while the logits were there; the
 // backward pass scales them by the gradient of the sum.
 struct LossGradients final : nn::Segment::Saved {
-  at::Tensor h_BSE, rstd_N;
-  at::Tensor normed_NE;  // gradient of the normed hidden states
+  at::Tensor h_BsE, rstd_n;
+  at::Tensor normed_nE;  // gradient of the normed hidden states
   at::Tensor output_VE;  // gradient of the head's weight, wide
 };
 
 }  // namespace
 
-Embedding::Embedding(nn::ParameterRef weight)
-    : AutogradSegment("tok_embeddings", {"input"}, {"h"}, {weight}) {}
+Embedding::Embedding(nn::ParameterRef weight, Vocabulary vocabulary,
+                     nn::TensorAxis axis)
+    : AutogradSegment("tok_embeddings", {"input"}, {"h"}, {weight}),
+      vocabulary_(vocabulary), axis_(std::move(axis)) {}
+
+Embedding::Rows Embedding::rows(const at::Tensor& ids, const at::Tensor& weight) const {
+  const auto index = ids.sub(vocabulary_.first);
+  const auto is_here = index.ge(0).logical_and_(index.lt(weight.size(0)));
+  return {index.mul(is_here), is_here.unsqueeze(-1)};
+}
 
 TensorList Embedding::compute(const TensorList& inputs,
                               const TensorList& parameters) const {
-  return {at::embedding(parameters[0], inputs[0])};
+  const auto& weight = parameters[0];
+  if (!axis_.is_split()) return {at::embedding(weight, inputs[0])};
+  // A rank without any class looks up a row of zeros.
+  const auto table =
+      weight.size(0) > 0 ? weight : at::constant_pad_nd(weight, {0, 0, 0, 1});
+  const auto [index, is_here] = rows(inputs[0], weight);
+  return {nn::sum_scatter_tokens(at::embedding(table, index).mul(is_here), axis_)};
 }
 
 TensorList Embedding::forward(const TensorList& inputs, const TensorList& parameters,
@@ -70,7 +88,17 @@ TensorList Embedding::backward(std::unique_ptr<Saved> saved,
   }
   if (output_gradients[0].defined()) {
     const c10::AutoGradMode off(false);
-    fused::embedding_backward(output_gradients[0], kept->ids, parameters[0].grad());
+    auto d_BSE = axis_.gather(output_gradients[0].contiguous().flatten(0, 1))
+                     .view({kept->ids.size(0), kept->ids.size(1), -1});
+    auto ids = kept->ids;
+    if (axis_.is_split()) {
+      const auto found = rows(ids, parameters[0]);
+      ids = found.index;
+      d_BSE.mul_(found.is_here);
+    }
+    if (parameters[0].size(0) > 0) {
+      fused::embedding_backward(d_BSE, ids, parameters[0].grad());
+    }
   }
   return {at::Tensor()};
 }
@@ -80,66 +108,108 @@ nn::Flops Embedding::flops(const TensorList& /*inputs*/,
   return {};
 }
 
-HeadSegment::HeadSegment(Head head, nn::ParameterRef norm, nn::ParameterRef output,
-                         double norm_eps)
-    : AutogradSegment("head",
-                      head == Head::kLoss ? std::vector<std::string>{"h", "labels"}
-                                          : std::vector<std::string>{"h"},
-                      {head == Head::kLoss ? "loss" : "logits"}, {norm, output}),
-      head_(head), norm_eps_(norm_eps) {}
+nn::Exchanges Embedding::exchanges(const TensorList& inputs,
+                                   const TensorList& parameters) const {
+  using Verb = nn::TensorAxis::Verb;
+  const auto& weight = parameters[0];
+  const int64_t numel = inputs[0].numel() * weight.size(1);
+  nn::Exchanges result;
+  axis_.note(result.forward, Verb::kSumScatter, numel, weight.options());
+  axis_.note(result.backward, Verb::kGather, numel, weight.options());
+  return result;
+}
+
+HeadSegment::HeadSegment(const HeadOptions& options, nn::ParameterRef norm,
+                         nn::ParameterRef output)
+    : AutogradSegment(
+          "head",
+          options.head == Head::kLoss ? std::vector<std::string>{"h", "labels"}
+                                      : std::vector<std::string>{"h"},
+          {options.head == Head::kLoss ? "loss" : "logits"}, {norm, output}),
+      options_(options) {}
 
 TensorList HeadSegment::compute(const TensorList& inputs,
                                 const TensorList& parameters) const {
-  const auto normed_BSE = ops::rms_norm(inputs[0], parameters[0], norm_eps_);
-  const auto logits_BSV = at::linear(normed_BSE, parameters[1]);
-  if (head_ == Head::kLogits) return {logits_BSV};
+  const auto& axis = options_.axis;
+  const auto normed_BSE = nn::gather_tokens(
+      ops::rms_norm(inputs[0], nn::shared_by_ranks(parameters[0], axis),
+                    options_.norm_eps),
+      axis);
+  const auto part_BSV = at::linear(normed_BSE, parameters[1]);
+  if (options_.head == Head::kLoss && axis.is_split() && options_.loss_parallel) {
+    return {nn::vocabulary_loss_sum(part_BSV.flatten(0, 1), inputs[1].flatten(),
+                                    options_.vocabulary.first, axis)};
+  }
+  const auto logits_BSV = nn::gather_columns(part_BSV, options_.vocabulary.total, axis);
+  if (options_.head == Head::kLogits) return {logits_BSV};
   return {ops::cross_entropy_sum(logits_BSV, inputs[1])};
+}
+
+bool HeadSegment::is_hand_written(const at::Tensor& h, const at::Tensor& output) const {
+  return options_.head == Head::kLoss && fused::takes(h) &&
+         output.scalar_type() == h.scalar_type() &&
+         (options_.loss_parallel || !options_.axis.is_split());
+}
+
+double HeadSegment::chunk_loss(const at::Tensor& logits_CV, const at::Tensor& labels_C,
+                               fused::Gradient gradient) const {
+  if (!options_.axis.is_split()) {
+    return fused::cross_entropy_(logits_CV, labels_C, gradient);
+  }
+  const int64_t first = options_.vocabulary.first;
+  const auto [sum, log_sum_exp] =
+      nn::vocabulary_loss(logits_CV, labels_C, first, options_.axis);
+  if (gradient == fused::Gradient::kInPlace) {
+    ops::vocabulary_gradient_(logits_CV, labels_C, first, log_sum_exp);
+  }
+  return sum.is_meta() ? 0.0 : sum.item<double>();
 }
 
 TensorList HeadSegment::forward(const TensorList& inputs, const TensorList& parameters,
                                 std::unique_ptr<Saved>* saved) {
   const auto& norm = parameters[0];
   const auto& output_VE = parameters[1];
-  if (head_ == Head::kLogits || !fused::takes(inputs[0]) ||
-      output_VE.scalar_type() != inputs[0].scalar_type()) {
+  if (!is_hand_written(inputs[0], output_VE)) {
     return AutogradSegment::forward(inputs, parameters, saved);
   }
   const c10::AutoGradMode off(false);
-  const auto h_BSE = inputs[0].contiguous();
-  const auto h_NE = h_BSE.view({-1, h_BSE.size(-1)});
-  const auto labels_N = inputs[1].contiguous().view({-1});
-  const int64_t count = h_NE.size(0);
-  const int64_t chunk = std::min(count, kChunk);
-  const auto normed_CE = at::empty({chunk, h_NE.size(1)}, h_NE.options());
-  const auto logits_CV = at::empty({chunk, output_VE.size(0)}, h_NE.options());
-  const auto rstd_N = at::empty({count}, fused::wide_options(h_NE));
+  const auto& axis = options_.axis;
+  const auto h_BsE = inputs[0].contiguous();
+  const auto h_nE = h_BsE.view({-1, h_BsE.size(-1)});
+  const int64_t count = h_nE.size(0), ranks = axis.size();
+  // A chunk is some of each rank's tokens.
+  const auto labels_Rn = inputs[1].contiguous().view({ranks, count});
+  const int64_t chunk = std::min(count, base::ceil_div(kChunk, ranks));
+  const auto normed_cE = at::empty({chunk, h_nE.size(1)}, h_nE.options());
+  const auto logits_CV = at::empty({chunk * ranks, output_VE.size(0)}, h_nE.options());
+  const auto rstd_n = at::empty({count}, fused::wide_options(h_nE));
   LossGradients kept;
   if (saved != nullptr) {
-    kept.normed_NE = at::empty_like(h_NE);
+    kept.normed_nE = at::empty_like(h_nE);
     kept.output_VE = at::zeros_like(output_VE, fused::wide_options(output_VE));
   }
   double loss = 0;
   for (int64_t first = 0; first < count; first += chunk) {
     const int64_t size = std::min(chunk, count - first);
-    const auto normed = normed_CE.narrow(0, 0, size);
-    const auto logits = logits_CV.narrow(0, 0, size);
-    fused::rms_norm(h_NE.narrow(0, first, size), {}, norm, norm_eps_, normed,
-                    rstd_N.narrow(0, first, size));
+    const auto own = normed_cE.narrow(0, 0, size);
+    fused::rms_norm(h_nE.narrow(0, first, size), {}, norm, options_.norm_eps, own,
+                    rstd_n.narrow(0, first, size));
+    const auto normed = axis.gather(own);
+    const auto logits = logits_CV.narrow(0, 0, size * ranks);
     ops::linear_(logits, normed, output_VE, Into::kOverwrite);
-    loss += fused::cross_entropy_(
-        logits, labels_N.narrow(0, first, size),
+    loss += chunk_loss(
+        logits, labels_Rn.narrow(1, first, size).contiguous().view({-1}),
         saved == nullptr ? fused::Gradient::kNone : fused::Gradient::kInPlace);
     if (saved == nullptr) continue;
-    ops::linear_backward_input_(kept.normed_NE.narrow(0, first, size), logits,
-                                output_VE, Into::kOverwrite);
     ops::linear_backward_weight_(kept.output_VE, logits, normed);
+    axis.sum_product_(kept.normed_nE.narrow(0, first, size), logits, output_VE);
   }
   if (saved != nullptr) {
-    kept.h_BSE = h_BSE;
-    kept.rstd_N = rstd_N;
+    kept.h_BsE = h_BsE;
+    kept.rstd_n = rstd_n;
     *saved = std::make_unique<LossGradients>(std::move(kept));
   }
-  return {at::full({}, loss, h_NE.options().dtype(at::kDouble))};
+  return {at::full({}, loss, h_nE.options().dtype(at::kDouble))};
 }
 
 TensorList HeadSegment::backward(std::unique_ptr<Saved> saved,
@@ -155,17 +225,56 @@ TensorList HeadSegment::backward(std::unique_ptr<Saved> saved,
   const auto& sum_gradient = output_gradients[0];
   const double scale = sum_gradient.is_meta() ? 1.0 : sum_gradient.item<double>();
   parameters[1].grad().add_(kept->output_VE, scale);
-  const auto& d_NE = kept->normed_NE;
-  fused::rms_norm_backward(d_NE, scale, kept->h_BSE.view(d_NE.sizes()), parameters[0],
-                           kept->rstd_N, {}, d_NE, parameters[0].grad());
-  none[0] = d_NE.view_as(kept->h_BSE);
+  const auto& d_nE = kept->normed_nE;
+  const auto norm = options_.axis.partial_gradient(parameters[0].grad());
+  fused::rms_norm_backward(d_nE, scale, kept->h_BsE.view(d_nE.sizes()), parameters[0],
+                           kept->rstd_n, {}, d_nE, norm);
+  options_.axis.add_sums_({parameters[0].grad()}, {norm});
+  none[0] = d_nE.view_as(kept->h_BsE);
   return none;
 }
 
 nn::Flops HeadSegment::flops(const TensorList& inputs,
                              const TensorList& parameters) const {
-  const int64_t forward = 2 * inputs[0].numel() * parameters[1].size(0);
+  const int64_t forward =
+      2 * inputs[0].numel() * options_.axis.size() * parameters[1].size(0);
   return {.forward = forward, .backward = 2 * forward};
+}
+
+nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
+                                     const TensorList& parameters) const {
+  using Verb = nn::TensorAxis::Verb;
+  const auto& axis = options_.axis;
+  const auto& h = inputs[0];
+  const auto& norm = parameters[0];
+  const int64_t tokens = h.numel() / h.size(-1) * axis.size();
+  const int64_t hidden = h.numel() * axis.size();
+  nn::Exchanges result;
+  if (is_hand_written(h, parameters[1])) {
+    const int64_t count = tokens / axis.size();
+    const int64_t chunk = std::min(count, base::ceil_div(kChunk, axis.size()));
+    for (int64_t first = 0; first < count; first += chunk) {
+      const int64_t size = std::min(chunk, count - first) * axis.size();
+      axis.note(result.forward, Verb::kGather, size * h.size(-1), h.options());
+      axis.note(result.forward, Verb::kGather, size * 3 * axis.size(),
+                fused::wide_options(h));
+      axis.note(result.forward, Verb::kSumScatter, size * h.size(-1), h.options());
+    }
+    axis.note(result.backward, Verb::kSum, norm.numel(), norm.grad().options());
+    return result;
+  }
+  axis.note(result.forward, Verb::kGather, hidden, h.options());
+  if (options_.head == Head::kLoss && options_.loss_parallel) {
+    axis.note(result.forward, Verb::kGather, tokens * 3 * axis.size(),
+              fused::wide_options(h));
+  } else {
+    const int64_t columns = base::ceil_div(options_.vocabulary.total, axis.size());
+    axis.note(result.forward, Verb::kGather, tokens * columns * axis.size(),
+              h.options());
+  }
+  axis.note(result.backward, Verb::kSumScatter, hidden, h.options());
+  axis.note(result.backward, Verb::kSum, norm.numel(), norm.options());
+  return result;
 }
 
 }  // namespace torchtitan::models::llama

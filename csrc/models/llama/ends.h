@@ -2,18 +2,31 @@
 // block, `compute` is the definition, and on a CPU bfloat16, float32 and float64 run
 // hand-written passes: the embedding's gradient goes straight into its buffer, and the
 // loss never holds the logits of more than a chunk of tokens.
+//
+// Over a tensor axis each rank has some of the vocabulary, from a first class on, and
+// hidden states are some of the tokens (nn/tensor_axis.h). The embedding looks up the
+// ids that it has; the loss is taken from each rank's part of the logits.
 #pragma once
 
 #include "models/llama/model.h"
 #include "nn/segment.h"
+#include "nn/tensor_axis.h"
+#include "ops/fused.h"
 
 namespace torchtitan::models::llama {
 
+// A rank's part of the vocabulary: the rows of its weight, from class `first` of
+// `total` on.
+struct Vocabulary {
+  int64_t first;
+  int64_t total;
+};
+
 class Embedding final : public nn::AutogradSegment {
  public:
-  explicit Embedding(nn::ParameterRef weight);
+  Embedding(nn::ParameterRef weight, Vocabulary vocabulary, nn::TensorAxis axis);
 
-  // input [B, S] int64 -> h [B, S, dim]
+  // input [B, S] int64 -> h [B, S / ranks, dim]
   nn::TensorList compute(const nn::TensorList& inputs,
                          const nn::TensorList& parameters) const override;
   nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
@@ -24,14 +37,37 @@ class Embedding final : public nn::AutogradSegment {
   // None: rows are looked up.
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
+  nn::Exchanges exchanges(const nn::TensorList& inputs,
+                          const nn::TensorList& parameters) const override;
+
+ private:
+  // Rows of the weight for ids [B, S], and where they are this rank's, [B, S, 1].
+  struct Rows {
+    at::Tensor index;
+    at::Tensor is_here;
+  };
+  Rows rows(const at::Tensor& ids, const at::Tensor& weight) const;
+
+  Vocabulary vocabulary_;
+  nn::TensorAxis axis_;
+};
+
+struct HeadOptions {
+  Head head;
+  double norm_eps;
+  Vocabulary vocabulary;
+  nn::TensorAxis axis;
+  // False: the logits of all ranks are put together and every rank takes the loss.
+  bool loss_parallel;
 };
 
 class HeadSegment final : public nn::AutogradSegment {
  public:
-  HeadSegment(Head head, nn::ParameterRef norm, nn::ParameterRef output,
-              double norm_eps);
+  HeadSegment(const HeadOptions& options, nn::ParameterRef norm,
+              nn::ParameterRef output);
 
-  // h [B, S, dim] and, for the loss, labels [B, S] int64 -> loss, 0-dim; or logits.
+  // h [B, S / ranks, dim] and, for the loss, labels [B, S] int64 -> loss, 0-dim, the
+  // same on all ranks of the axis; or logits [B, S, vocabulary].
   // The hand-written loss is a float64 sum in any dtype.
   nn::TensorList compute(const nn::TensorList& inputs,
                          const nn::TensorList& parameters) const override;
@@ -43,10 +79,16 @@ class HeadSegment final : public nn::AutogradSegment {
   // As if the products for the gradients of the loss were all in backward.
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
+  nn::Exchanges exchanges(const nn::TensorList& inputs,
+                          const nn::TensorList& parameters) const override;
 
  private:
-  Head head_;
-  double norm_eps_;
+  bool is_hand_written(const at::Tensor& h, const at::Tensor& output) const;
+  // Of logits [C, this rank's vocabulary], which become its gradient if that is asked.
+  double chunk_loss(const at::Tensor& logits, const at::Tensor& labels,
+                    ops::fused::Gradient gradient) const;
+
+  HeadOptions options_;
 };
 
 }  // namespace torchtitan::models::llama

@@ -4,6 +4,7 @@
 
 #include "models/llama/block.h"
 #include "models/llama/ends.h"
+#include "models/llama/plan.h"
 #include "ops/rope.h"
 
 namespace torchtitan::models::llama {
@@ -54,6 +55,7 @@ nn::ParameterGroupSpec head_group(const Args& args) {
 
 nn::Model build(const Args& args, const BuildOptions& options) {
   args.validate();
+  check_tensor_parallel(args, options.axis.size());
   const auto rope = ops::rope_table(
       args.max_seq_len, args.head_dim(), args.rope_theta, args.rope_scaling,
       at::TensorOptions().dtype(options.dtype).device(options.device));
@@ -63,23 +65,35 @@ nn::Model build(const Args& args, const BuildOptions& options) {
   model.groups.push_back(
       {"tok_embeddings",
        {{"tok_embeddings.weight", {args.vocab_size, args.dim}, Init::normal(1.0)}}});
-  model.segments.push_back(std::make_shared<Embedding>(ParameterRef{0, 0}));
   for (int64_t layer = 0; layer < args.n_layers; ++layer) {
     model.groups.push_back(block_group(args, layer));
-    const auto& group = model.groups.back();
+  }
+  model.groups.push_back(head_group(args));
+  parallel::tensor::split(model.groups, tensor_rules(), options.axis.group());
+
+  const Vocabulary vocabulary{.first = model.groups[0].parameters[0].offset()[0],
+                              .total = args.vocab_size};
+  model.segments.push_back(
+      std::make_shared<Embedding>(ParameterRef{0, 0}, vocabulary, options.axis));
+  for (int64_t layer = 0; layer < args.n_layers; ++layer) {
+    const auto& group = model.groups[static_cast<size_t>(layer) + 1];
     std::vector<ParameterRef> parameters;
     for (size_t slot = 0; slot < group.parameters.size(); ++slot) {
       parameters.push_back({layer + 1, static_cast<int64_t>(slot)});
     }
-    model.segments.push_back(
-        std::make_shared<Block>(group.name, std::move(parameters), args, rope));
+    model.segments.push_back(std::make_shared<Block>(group.name, std::move(parameters),
+                                                     args, rope, options.axis));
   }
   const int64_t last = args.n_layers + 1;
-  model.groups.push_back(head_group(args));
   const ParameterRef output =
       args.tied_embeddings ? ParameterRef{0, 0} : ParameterRef{last, 1};
-  model.segments.push_back(std::make_shared<HeadSegment>(
-      options.head, ParameterRef{last, 0}, output, args.norm_eps));
+  model.segments.push_back(
+      std::make_shared<HeadSegment>(HeadOptions{.head = options.head,
+                                                .norm_eps = args.norm_eps,
+                                                .vocabulary = vocabulary,
+                                                .axis = options.axis,
+                                                .loss_parallel = options.loss_parallel},
+                                    ParameterRef{last, 0}, output));
   return model;
 }
 

@@ -5,6 +5,7 @@
 
 #include "models/llama/args.h"
 #include "nn/model.h"
+#include "nn/tensor_axis.h"
 
 namespace torchtitan::models::llama {
 
@@ -18,10 +19,12 @@ struct BuildOptions {
   Head head;
   at::Device device;     // of the rotary table
   at::ScalarType dtype;  // of the rotary arithmetic: float32, or float64
+  nn::TensorAxis axis;   // the ranks that divide each segment's work
+  bool loss_parallel;    // over them, the loss is taken from each one's logits
 };
 
 // Segments: tok_embeddings, layers.0 ... layers.N-1, head.
-// Values: "input" [B, S] int64 -> "h" [B, S, dim] -> "loss" or "logits".
+// Values: "input" [B, S] int64 -> "h" [B, S / ranks, dim] -> "loss" or "logits".
 // Groups: tok_embeddings, one per block, and norm with output (only norm when tied).
 // Throws ValueError for sizes that do not fit together.
 nn::Model build(const Args& args, const BuildOptions& options);

@@ -49,12 +49,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set model.converters = []",
     ),
     Missing(
-        field="parallelism.tensor_parallel_degree",
-        needed=lambda c: c.parallelism.tensor_parallel_degree > 1,
-        what="tensor parallelism",
-        hint="set 1 and let data_parallel_shard_degree take the ranks",
-    ),
-    Missing(
         field="parallelism.enable_async_tensor_parallel",
         needed=lambda c: (
             c.parallelism.tensor_parallel_degree > 1
@@ -183,7 +177,6 @@ WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",
     "parallelism.context_parallel_*": "parallelism.context_parallel_degree",
-    "parallelism.disable_loss_parallel": "parallelism.tensor_parallel_degree",
     "parallelism.expert_*": "parallelism.expert_parallel_degree",
     "parallelism.module_fqns_per_model_part": "parallelism.pipeline_parallel_degree",
     "parallelism.pipeline_parallel_*": "parallelism.pipeline_parallel_degree",

@@ -48,9 +48,23 @@ class CppModule(nn.Module):
 
     @abstractmethod
     def build_core(
-        self, *, head: str, device: torch.device, dtype: torch.dtype
+        self,
+        *,
+        head: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        tensor_axis: _C.collectives.Group | None = None,
+        loss_parallel: bool = True,
     ) -> _C.nn.Model:
-        """The C++ model with a head of "loss" or "logits"."""
+        """The C++ model with a head of "loss" or "logits".
+
+        Args:
+            head: what the last segment gives.
+            device: of constant tables.
+            dtype: of their arithmetic.
+            tensor_axis: ranks that divide the work of each segment; None: one.
+            loss_parallel: whether they also divide that of the loss.
+        """
 
     def _make_parent(self, name: str) -> nn.Module:
         parts = name.split(".")[:-1]

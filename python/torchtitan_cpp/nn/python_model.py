@@ -166,7 +166,7 @@ def load_whole(
             for shard in group.shards:
                 rows = shard.value.shape[0]
                 whole = values[shard.name]
-                shard.value.copy_(whole.narrow(0, shard.first_row, rows))
+                shard.value.copy_(whole.narrow(0, shard.offset[0], rows))
 
 
 def _layers_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -72,6 +72,72 @@ TEST_P(LayoutTest, EqualsPlainAutogradWithoutOverlap) {
 INSTANTIATE_TEST_SUITE_P(Equality, LayoutTest, ::testing::ValuesIn(layouts()),
                          [](const auto& info) { return info.param.first; });
 
+// Sizes that two and four tensor ranks divide, all but the vocabulary.
+Problem tensor_problem() {
+  Problem problem;
+  problem.args.dim = 16;
+  problem.args.n_heads = 8;
+  problem.args.n_kv_heads = 4;
+  return problem;
+}
+
+std::vector<std::pair<std::string, Layout>> tensor_layouts() {
+  std::vector<std::pair<std::string, Layout>> all = {
+      {"Tp2", {.tensor = 2}},
+      {"Tp4", {.tensor = 4}},
+      {"Fsdp2Tp2", {.shards = 2, .tensor = 2}},
+      {"Fsdp3Tp2Never", {.shards = 3, .tensor = 2, .reshard = plan::Reshard::kNever}},
+      {"Ddp2Tp2", {.replicas = 2, .tensor = 2}},
+      {"Hsdp2x2Tp2", {.shards = 2, .replicas = 2, .tensor = 2}}};
+  const size_t count = all.size();
+  for (size_t i = 0; i < count; ++i) {
+    auto layout = all[i].second;
+    layout.loss_parallel = false;
+    all.push_back({all[i].first + "WholeLogits", layout});
+  }
+  return all;
+}
+
+class TensorLayoutTest
+    : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
+
+TEST_P(TensorLayoutTest, EqualsPlainAutograd) {
+  expect_equal_training(tensor_problem(), GetParam().second);
+}
+
+TEST_P(TensorLayoutTest, EqualsPlainAutogradWithThreeMicrobatchesOverFiveSteps) {
+  auto layout = GetParam().second;
+  layout.num_microbatches = 3;
+  auto problem = tensor_problem();
+  problem.rows = 36;
+  problem.num_steps = 5;
+  expect_equal_training(problem, layout);
+}
+
+TEST_P(TensorLayoutTest, EqualsPlainAutogradWithTiedEmbeddingsAndRecomputedBlocks) {
+  auto layout = GetParam().second;
+  layout.recompute = true;
+  layout.num_microbatches = 2;
+  auto problem = tensor_problem();
+  problem.rows = 24;
+  problem.args.tied_embeddings = true;
+  problem.last_masked = 5;
+  expect_equal_training(problem, layout);
+}
+
+INSTANTIATE_TEST_SUITE_P(Equality, TensorLayoutTest,
+                         ::testing::ValuesIn(tensor_layouts()),
+                         [](const auto& info) { return info.param.first; });
+
+TEST(Equality, ATensorRankWithoutAnyClassOfTheVocabulary) {
+  // Two classes each for the first two ranks, one for the third, none for the last.
+  auto problem = tensor_problem();
+  problem.args.vocab_size = 5;
+  for (const bool loss_parallel : {true, false}) {
+    expect_equal_training(problem, {.tensor = 4, .loss_parallel = loss_parallel});
+  }
+}
+
 TEST(Equality, MoreRanksThanRowsOfANorm) {
   // dim 2: the norms have two rows, so the last of four ranks hold none of them.
   Problem problem;

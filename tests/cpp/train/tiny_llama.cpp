@@ -43,10 +43,13 @@ Batch global_batch(const Problem& problem) {
           {"labels", labels}};
 }
 
-nn::Model build_model(const Problem& problem) {
-  return models::llama::build(
-      problem.args,
-      {.head = models::llama::Head::kLoss, .device = at::kCPU, .dtype = at::kDouble});
+nn::Model build_model(const Problem& problem, const Group& tensor_axis = Group("tp"),
+                      bool loss_parallel = true) {
+  return models::llama::build(problem.args, {.head = models::llama::Head::kLoss,
+                                             .device = at::kCPU,
+                                             .dtype = at::kDouble,
+                                             .axis = nn::TensorAxis(tensor_axis),
+                                             .loss_parallel = loss_parallel});
 }
 
 nn::GroupOptions options() {
@@ -56,19 +59,28 @@ nn::GroupOptions options() {
           .device = at::Device(at::kCPU)};
 }
 
-// Writes this rank's rows into the whole tensors; replicas are compared.
-void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, bool first,
+// Elements of a whole tensor that this shard holds.
+at::Tensor box(at::Tensor whole, const nn::ParameterShard& shard) {
+  for (int64_t d = 0; d < whole.dim(); ++d) {
+    whole = whole.narrow(d, shard.offset[static_cast<size_t>(d)], shard.value.size(d));
+  }
+  return whole;
+}
+
+// Writes this rank's boxes into the whole tensors, which begin as NaN; what was written
+// before is compared.
+void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups,
              Result& result) {
   for (const auto& group : groups) {
     for (const auto& shard : group->shards()) {
       const auto place = [&](NamedTensors& into, const at::Tensor& value) {
-        auto& whole =
-            into.try_emplace(shard.name, at::zeros(shard.global_shape, at::kDouble))
-                .first->second;
-        const auto rows = whole.narrow(0, shard.first_row, value.size(0));
-        if (first) {
-          rows.copy_(value);
-        } else if (!at::equal(rows, value)) {
+        auto& whole = into.try_emplace(shard.name, at::full(shard.global_shape,
+                                                            std::nan(""), at::kDouble))
+                          .first->second;
+        const auto own = box(whole, shard);
+        if (own.isnan().all().item<bool>()) {
+          own.copy_(value);
+        } else if (!at::equal(own, value)) {
           result.replicas_equal = false;
         }
       };
@@ -83,18 +95,24 @@ void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups, boo
 Result run_step(const Problem& problem, const Layout& layout) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);
-  const int64_t local_rows =
-      problem.rows / (layout.num_ranks() * layout.num_microbatches);
-  TORCH_CHECK(local_rows * layout.num_ranks() * layout.num_microbatches == problem.rows,
+  const int64_t data_ranks = layout.num_data_ranks();
+  const int64_t local_rows = problem.rows / (data_ranks * layout.num_microbatches);
+  TORCH_CHECK(local_rows * data_ranks * layout.num_microbatches == problem.rows,
               problem.rows, " rows cannot be dealt out evenly");
   Result result;
   std::mutex mutex;
   world.run([&](int64_t rank) {
-    std::vector<int64_t> shard_ranks;
-    std::vector<int64_t> replica_ranks;
+    const int64_t tensor = layout.tensor, shards = layout.shards;
+    const int64_t data_rank = rank / tensor;
+    std::vector<int64_t> shard_ranks, replica_ranks, tensor_ranks, loss_ranks;
     for (int64_t r = 0; r < layout.num_ranks(); ++r) {
-      if (r / layout.shards == rank / layout.shards) shard_ranks.push_back(r);
-      if (r % layout.shards == rank % layout.shards) replica_ranks.push_back(r);
+      const int64_t other = r / tensor;
+      const bool same_tensor = r % tensor == rank % tensor;
+      if (other == data_rank) tensor_ranks.push_back(r);
+      if (!same_tensor) continue;
+      loss_ranks.push_back(r);
+      if (other / shards == data_rank / shards) shard_ranks.push_back(r);
+      if (other % shards == data_rank % shards) replica_ranks.push_back(r);
     }
     const auto wrapped = [&](const Group& group) {
       return layout.wrap && group.size() > 1 ? layout.wrap(group, rank) : group;
@@ -102,12 +120,14 @@ Result run_step(const Problem& problem, const Layout& layout) {
     const auto axis = [&](const char* name, const std::vector<int64_t>& ranks) {
       return ranks.size() == 1 ? Group(name) : wrapped(world.group(rank, name, ranks));
     };
-    const auto model = build_model(problem);
+    const auto tensor_axis = axis("tp", tensor_ranks);
+    const auto model = build_model(problem, tensor_axis, layout.loss_parallel);
     using Policy = parallel::activation_checkpoint::Policy;
     const auto applied = parallel::apply(
         model,
         {.shards = axis("fsdp", shard_ranks),
          .replicas = axis("dp_replicate", replica_ranks),
+         .tensor = tensor_axis,
          .parameters = options(),
          .reshard_after_forward = layout.reshard,
          .overlap_depth = layout.overlap_depth,
@@ -129,27 +149,27 @@ Result run_step(const Problem& problem, const Layout& layout) {
              targets, optim::AdamConfig{.update = kAdam,
                                         .implementation = optim::Implementation::kFused,
                                         .state_dtype = at::kDouble}),
-         .loss_axis = layout.num_ranks() == 1 ? Group("loss")
-                                              : wrapped(world.group(rank, "loss")),
+         .loss_axis = axis("loss", loss_ranks),
+         .tensor_axis = tensor_axis,
          .max_norm = kMaxNorm});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {
       std::vector<Batch> microbatches;
       for (int64_t m = 0; m < layout.num_microbatches; ++m) {
         Batch local;
-        const int64_t row = (m * layout.num_ranks() + rank) * local_rows;
+        const int64_t row = (m * data_ranks + data_rank) * local_rows;
         for (const auto& [name, value] : batch)
           local[name] = value.narrow(0, row, local_rows);
         microbatches.push_back(local);
       }
       last = step.run(std::move(microbatches), kLearningRate, i);
     }
-    // One replica after another, so that the first writes and the others compare.
-    for (int64_t replica = 0; replica < layout.replicas; ++replica) {
+    // One rank after another, so that the first writes and the others compare.
+    for (int64_t turn = 0; turn < layout.num_ranks(); ++turn) {
       world.group(rank, "world").barrier().wait();
-      if (rank / layout.shards != replica) continue;
+      if (turn != rank) continue;
       const std::lock_guard lock(mutex);
-      collect(applied.groups, replica == 0, result);
+      collect(applied.groups, result);
       result.shape = applied.shape;
       result.program = applied.training_program;
       result.loss = last.loss.item<double>();

@@ -20,6 +20,8 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 struct Layout {
   int64_t shards = 1;
   int64_t replicas = 1;
+  int64_t tensor = 1;
+  bool loss_parallel = true;
   plan::Reshard reshard = plan::Reshard::kDefault;
   int64_t num_microbatches = 1;
   bool recompute = false;
@@ -28,7 +30,8 @@ struct Layout {
   // Called with every group of every rank; what it returns is used instead.
   std::function<collectives::Group(const collectives::Group&, int64_t rank)> wrap = {};
 
-  int64_t num_ranks() const { return shards * replicas; }
+  int64_t num_data_ranks() const { return shards * replicas; }
+  int64_t num_ranks() const { return num_data_ranks() * tensor; }
 };
 
 struct Problem {
@@ -62,9 +65,10 @@ struct Result {
   plan::Program program;
 };
 
-// Row r of the global batch goes to rank (r / B) % ranks, microbatch r / (B * ranks),
-// B = rows / (ranks * microbatches). Gradients and weights are put together from all
-// ranks' shards.
+// Row r of the global batch goes to data rank (r / B) % ranks, microbatch
+// r / (B * ranks), B = rows / (ranks * microbatches); rank order is replicas, shards,
+// tensor, slow to fast. Gradients and weights are put together from all ranks' shards;
+// what a rank holds of which another has written the same elements is compared.
 Result run_step(const Problem& problem, const Layout& layout);
 
 // The same by nn::forward over the whole batch, autograd and the AdamW definition.

@@ -40,7 +40,7 @@ class DumpingTrainer(Trainer):
                 "loss": float(result.loss),
                 "grad_norm": float(result.grad_norm),
                 "shapes": {name: list(s.global_shape) for name, s in shards.items()},
-                "first_row": {name: s.first_row for name, s in shards.items()},
+                "offsets": {name: list(s.offset) for name, s in shards.items()},
                 "gradients": {n: s.gradient.clone() for n, s in shards.items()},
                 "weights": {n: s.value.detach().clone() for n, s in shards.items()},
             },

@@ -195,9 +195,13 @@ def read_dumped(folder: Path, step: int) -> dict[str, Any]:
             for kind in ("gradients", "weights"):
                 rows = part[kind][name]
                 tensor = whole[kind].setdefault(name, rows.new_zeros(shape))
-                first = part["first_row"][name]
-                place = slice(first, first + len(rows))
-                seen = covered.setdefault(kind + name, torch.zeros(shape[0]).bool())
+                place = tuple(
+                    slice(first, first + size)
+                    for first, size in zip(
+                        part["offsets"][name], rows.shape, strict=True
+                    )
+                )
+                seen = covered.setdefault(kind + name, torch.zeros(shape).bool())
                 if seen[place].any():
                     assert torch.equal(tensor[place], rows), f"{name}: replicas differ"
                 tensor[place] = rows

@@ -65,6 +65,7 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
             applied,
             _C.optim.CalledOptimizer([], lambda: None),
             loss_axis=everyone,
+            tensor_axis=parallel.Group("tp"),
             max_norm=1.0,
         )
         rows = ROWS // num_ranks
@@ -72,8 +73,9 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
         step.run([mine], learning_rate=0.1, step=1)
         for group in applied.groups:
             for shard in group.shards:
-                end = shard.first_row + shard.value.shape[0]
-                gradients[shard.name].data[shard.first_row : end] = shard.gradient
+                first = shard.offset[0]
+                end = first + shard.value.shape[0]
+                gradients[shard.name].data[first:end] = shard.gradient
 
     parallel.run_local(world, body)
     return {name: gradient.detach() for name, gradient in gradients.items()}

@@ -205,7 +205,7 @@ def collect(applied: _C.parallel.Applied, outcome: Outcome) -> None:
     """Write this rank's rows into the whole tensors; replicas write the same."""
     for group in applied.groups:
         for shard in group.shards:
-            rows = slice(shard.first_row, shard.first_row + shard.value.shape[0])
+            rows = slice(shard.offset[0], shard.offset[0] + shard.value.shape[0])
             for into, mine in (
                 (outcome.gradients, shard.gradient),
                 (outcome.weights, shard.value),

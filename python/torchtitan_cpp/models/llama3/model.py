@@ -7,6 +7,7 @@ import torch
 from torchtitan_cpp import _C
 from torchtitan_cpp.models.llama3.args import TransformerModelArgs
 from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.parallel import Group
 
 
 class Transformer(CppModule):
@@ -24,8 +25,19 @@ class Transformer(CppModule):
         super().__init__()
 
     def build_core(
-        self, *, head: str, device: torch.device, dtype: torch.dtype
+        self,
+        *,
+        head: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        tensor_axis: Group | None = None,
+        loss_parallel: bool = True,
     ) -> _C.nn.Model:
         return _C.models.llama.build(
-            self.model_args.to_core(), head=head, device=device, dtype=dtype
+            self.model_args.to_core(),
+            head=head,
+            device=device,
+            dtype=dtype,
+            tensor_axis=tensor_axis or Group("tp"),
+            loss_parallel=loss_parallel,
         )

@@ -24,7 +24,11 @@ Args small() {
 }
 
 nn::Model build_on(const Args& args, at::Device device, Head head = Head::kLogits) {
-  return build(args, {.head = head, .device = device, .dtype = at::kDouble});
+  return build(args, {.head = head,
+                      .device = device,
+                      .dtype = at::kDouble,
+                      .axis = {},
+                      .loss_parallel = true});
 }
 
 int64_t count(const nn::Model& model) {
@@ -45,7 +49,7 @@ std::vector<nn::TensorList> initial(const nn::Model& model) {
     nn::TensorList list;
     for (const auto& parameter : group.parameters) {
       list.push_back(at::empty(parameter.shape, at::kDouble));
-      nn::fill_initial(list.back(), parameter, 0, 5);
+      nn::fill_initial(list.back(), parameter, parameter.offset(), 5);
     }
     parameters.push_back(list);
   }

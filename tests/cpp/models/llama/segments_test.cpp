@@ -43,7 +43,11 @@ class SegmentsTest : public ::testing::TestWithParam<Case> {
                   .max_seq_len = c.length + 3,
                   .depth_init = true,
                   .tied_embeddings = false},
-                 {.head = Head::kLoss, .device = at::kCPU, .dtype = dtype});
+                 {.head = Head::kLoss,
+                  .device = at::kCPU,
+                  .dtype = dtype,
+                  .axis = {},
+                  .loss_parallel = true});
   }
 
   // A leaf of `value` with a gradient of ones, as a group attaches it.
@@ -257,20 +261,23 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 
 TEST(Segments, ALabelOutsideTheVocabularyIsRefused) {
-  const auto model =
-      build({.dim = 4,
-             .n_layers = 1,
-             .n_heads = 1,
-             .n_kv_heads = 1,
-             .vocab_size = 5,
-             .hidden_dim = 4,
-             .norm_eps = 1e-5,
-             .rope_theta = 1e4,
-             .rope_scaling = std::nullopt,
-             .max_seq_len = 2,
-             .depth_init = true,
-             .tied_embeddings = false},
-            {.head = Head::kLoss, .device = at::kCPU, .dtype = at::kFloat});
+  const auto model = build({.dim = 4,
+                            .n_layers = 1,
+                            .n_heads = 1,
+                            .n_kv_heads = 1,
+                            .vocab_size = 5,
+                            .hidden_dim = 4,
+                            .norm_eps = 1e-5,
+                            .rope_theta = 1e4,
+                            .rope_scaling = std::nullopt,
+                            .max_seq_len = 2,
+                            .depth_init = true,
+                            .tied_embeddings = false},
+                           {.head = Head::kLoss,
+                            .device = at::kCPU,
+                            .dtype = at::kFloat,
+                            .axis = {},
+                            .loss_parallel = true});
   const auto labels = at::full({1, 2}, 5, at::kLong);
   EXPECT_THROW(model.segments[2]->forward({at::ones({1, 2, 4}), labels},
                                           {at::ones({4}), at::ones({5, 4})}, nullptr),
