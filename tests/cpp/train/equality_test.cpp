@@ -72,15 +72,6 @@ TEST_P(LayoutTest, EqualsPlainAutogradWithoutOverlap) {
 INSTANTIATE_TEST_SUITE_P(Equality, LayoutTest, ::testing::ValuesIn(layouts()),
                          [](const auto& info) { return info.param.first; });
 
-// Sizes that two and four tensor ranks divide, all but the vocabulary.
-Problem tensor_problem() {
-  Problem problem;
-  problem.args.dim = 16;
-  problem.args.n_heads = 8;
-  problem.args.n_kv_heads = 4;
-  return problem;
-}
-
 std::vector<std::pair<std::string, Layout>> tensor_layouts() {
   std::vector<std::pair<std::string, Layout>> all = {
       {"Tp2", {.tensor = 2}},

@@ -92,6 +92,14 @@ void collect(const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups,
 
 }  // namespace
 
+Problem tensor_problem() {
+  Problem problem;
+  problem.args.dim = 16;
+  problem.args.n_heads = 8;
+  problem.args.n_kv_heads = 4;
+  return problem;
+}
+
 Result run_step(const Problem& problem, const Layout& layout) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);

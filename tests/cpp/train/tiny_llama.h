@@ -55,6 +55,9 @@ struct Problem {
   int64_t num_steps = 1;
 };
 
+// With sizes that two and four tensor ranks divide, all but the vocabulary.
+Problem tensor_problem();
+
 struct Result {
   double loss = 0;  // of the last step
   double grad_norm = 0;

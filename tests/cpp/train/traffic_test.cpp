@@ -1,8 +1,12 @@
 // Calls and bytes of every collective of a step, measured, equal the closed formula.
 #include <gtest/gtest.h>
 
+#include <ATen/ops/empty.h>
+
 #include "base/checked_math.h"
+#include "collectives/fake_group.h"
 #include "collectives/recording.h"
+#include "models/llama/model.h"
 #include "plan/traffic.h"
 #include "train/tiny_llama.h"
 
@@ -17,19 +21,46 @@ using TrafficMap = std::map<Channel, Traffic>;
 constexpr int64_t kBytes = 8;  // float64
 
 // Elements that a rank keeps of each group: its rows, rounded up, of each parameter.
-std::map<std::string, int64_t> local_numels(const Problem& problem, int64_t shards) {
+std::map<std::string, int64_t> local_numels(const Problem& problem,
+                                            const Layout& layout) {
   const auto& args = problem.args;
-  const int64_t head_dim = args.dim / args.n_heads;
-  const auto rows = [&](int64_t count) { return base::ceil_div(count, shards); };
+  const int64_t key_dim = args.n_kv_heads * (args.dim / args.n_heads);
+  const auto rows = [&](int64_t count) { return base::ceil_div(count, layout.shards); };
+  const auto part = [&](int64_t count) { return count / layout.tensor; };
   std::map<std::string, int64_t> numels;
-  numels["tok_embeddings"] = rows(args.vocab_size) * args.dim;
-  numels["block"] = 2 * rows(args.dim)                                 // two norms
-                    + 2 * rows(args.dim) * args.dim                    // wq, wo
-                    + 2 * rows(args.n_kv_heads * head_dim) * args.dim  // wk, wv
-                    + 2 * rows(args.hidden_dim) * args.dim             // w1, w3
-                    + rows(args.dim) * args.hidden_dim;                // w2
-  numels["head"] = rows(args.dim) + rows(args.vocab_size) * args.dim;
+  numels["tok_embeddings"] = rows(part(args.vocab_size)) * args.dim;
+  numels["block"] = 2 * rows(args.dim)                            // two norms
+                    + rows(part(args.dim)) * args.dim             // wq
+                    + rows(args.dim) * part(args.dim)             // wo
+                    + 2 * rows(part(key_dim)) * args.dim          // wk, wv
+                    + 2 * rows(part(args.hidden_dim)) * args.dim  // w1, w3
+                    + rows(args.dim) * part(args.hidden_dim);     // w2
+  numels["head"] = rows(args.dim) + rows(part(args.vocab_size)) * args.dim;
   return numels;
+}
+
+// Bytes within segments over the axis "tp", for one microbatch of `tokens` tokens.
+struct Exchanged {
+  const char* verb;
+  int64_t calls;
+  int64_t numel;
+};
+std::vector<Exchanged> tensor_exchanges(const Problem& problem, const Layout& layout,
+                                        int64_t tokens) {
+  const int64_t blocks = problem.args.n_layers, dim = problem.args.dim;
+  const int64_t forwards = layout.recompute ? 2 : 1;
+  const int64_t hidden = tokens * dim;
+  return {{"all_gather", 2 * forwards * blocks, hidden},      // into each half
+          {"reduce_scatter", 2 * forwards * blocks, hidden},  // out of it
+          {"all_gather", 4 * blocks, hidden},      // its gradient, its input again
+          {"reduce_scatter", 2 * blocks, hidden},  // gradient of its input
+          {"all_reduce", blocks, 2 * dim},         // gradients of two norms
+          {"reduce_scatter", 1, hidden},           // embedding
+          {"all_gather", 1, hidden},
+          {"all_gather", 1, hidden},  // head
+          {"all_gather", 1, 3 * tokens * layout.tensor},
+          {"reduce_scatter", 1, hidden},
+          {"all_reduce", 1, dim}};
 }
 
 // Gathers of a group in a step of `microbatches`. A gather is saved where the very next
@@ -56,7 +87,7 @@ TrafficMap formula(const Problem& problem, const Layout& layout) {
     traffic.calls += calls;
     traffic.bytes += calls * numel * kBytes;
   };
-  for (const auto& [group, numel] : local_numels(problem, layout.shards)) {
+  for (const auto& [group, numel] : local_numels(problem, layout)) {
     const int64_t count = group == "block" ? problem.args.n_layers : 1;
     if (layout.shards > 1) {
       add("fsdp", "all_gather", count * num_gathers(group, layout),
@@ -65,15 +96,61 @@ TrafficMap formula(const Problem& problem, const Layout& layout) {
     }
     if (layout.replicas > 1) add("dp_replicate", "all_reduce", count, numel);
   }
-  add("loss", "all_reduce", 2, 1);                         // valid tokens, loss
+  if (layout.num_data_ranks() > 1) {
+    add("loss", "all_reduce", 2, 1);  // valid tokens, loss
+  }
   if (layout.shards > 1) add("fsdp", "all_reduce", 1, 1);  // squared norm
+  if (layout.tensor > 1) {
+    add("tp", "all_reduce", 1, 1);  // squared norm
+    const int64_t tokens =
+        problem.rows * problem.seq_len / (layout.num_data_ranks() * microbatches);
+    for (const auto& [verb, calls, numel] : tensor_exchanges(problem, layout, tokens)) {
+      add("tp", verb, calls * microbatches, numel);
+    }
+  }
   return sum;
+}
+
+// The shape of the run with what its segments say they exchange for a microbatch.
+plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
+                               plan::StepShape shape) {
+  const auto model = models::llama::build(
+      problem.args,
+      {.head = models::llama::Head::kLoss,
+       .device = at::kCPU,
+       .dtype = at::kDouble,
+       .axis = nn::TensorAxis(collectives::fake_group("tp", 0, layout.tensor)),
+       .loss_parallel = layout.loss_parallel});
+  const int64_t rows =
+      problem.rows / (layout.num_data_ranks() * layout.num_microbatches);
+  const std::map<std::string, at::Tensor> values = {
+      {"input", at::empty({rows, problem.seq_len}, at::kLong)},
+      {"labels", at::empty({rows, problem.seq_len}, at::kLong)},
+      {"h", at::empty({rows, problem.seq_len / layout.tensor, problem.args.dim},
+                      at::kDouble)}};
+  for (size_t i = 0; i < model.segments.size(); ++i) {
+    const auto& segment = *model.segments[i];
+    nn::TensorList inputs, parameters;
+    for (const auto& name : segment.inputs()) inputs.push_back(values.at(name));
+    for (const auto& [group, slot] : segment.parameters()) {
+      const auto& spec = model.groups[static_cast<size_t>(group)]
+                             .parameters[static_cast<size_t>(slot)];
+      parameters.push_back(at::empty(spec.shape, at::kDouble));
+      parameters.back().mutable_grad() = at::empty(spec.shape, at::kDouble);
+    }
+    auto exchanges = segment.exchanges(inputs, parameters);
+    shape.segments[i].forward_exchanges = std::move(exchanges.forward);
+    shape.segments[i].backward_exchanges = std::move(exchanges.backward);
+  }
+  return shape;
 }
 
 class TrafficTest : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
 
 TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
-  const Problem problem{.rows = 36};
+  Problem problem = GetParam().second.tensor > 1 ? tensor_problem() : Problem{};
+  problem.rows = 36;
+  if (GetParam().second.tensor > 1) problem.args.vocab_size = 256;
   for (const int64_t microbatches : {1, 3}) {
     Layout layout = GetParam().second;
     layout.num_microbatches = microbatches;
@@ -99,8 +176,10 @@ TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
             << channel.first << " " << channel.second;
       }
     }
-    EXPECT_EQ(plan::traffic(result.program, result.shape, layout.num_ranks()),
-              expected);
+    EXPECT_EQ(
+        plan::traffic(result.program, with_exchanges(problem, layout, result.shape),
+                      layout.num_data_ranks()),
+        expected);
   }
 }
 
@@ -115,7 +194,12 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{std::string("Fsdp3Default"), Layout{.shards = 3}},
         std::pair{std::string("Fsdp3Never"),
                   Layout{.shards = 3, .reshard = Reshard::kNever}},
-        std::pair{std::string("Hsdp2x2"), Layout{.shards = 2, .replicas = 2}}),
+        std::pair{std::string("Hsdp2x2"), Layout{.shards = 2, .replicas = 2}},
+        std::pair{std::string("Tp2"), Layout{.tensor = 2}},
+        std::pair{std::string("Tp4Recomputed"), Layout{.tensor = 4, .recompute = true}},
+        std::pair{std::string("Fsdp3Tp2"), Layout{.shards = 3, .tensor = 2}},
+        std::pair{std::string("Hsdp2x2Tp2"),
+                  Layout{.shards = 2, .replicas = 2, .tensor = 2}}),
     [](const auto& info) { return info.param.first; });
 
 }  // namespace
