@@ -395,8 +395,8 @@ class models:
             """Frequency scaling of Llama 3.1's rotary embedding."""
             def __init__(self, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int) -> None: ...
         @staticmethod
-        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype) -> nn.Model:
-            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic."""
+        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, loss_parallel: bool) -> nn.Model:
+            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss."""
 
 class nn:
 
@@ -438,13 +438,13 @@ class nn:
         def parameters(self) -> list[nn.ParameterSpec]: ...
 
     class ParameterShard:
-        """This rank's rows of one parameter."""
+        """This rank's box of one parameter."""
         @property
         def name(self) -> str: ...
         @property
         def global_shape(self) -> list[int]: ...
         @property
-        def first_row(self) -> int: ...
+        def offset(self) -> list[int]: ...
         @property
         def value(self) -> torch.Tensor: ...
         @property
@@ -510,7 +510,7 @@ class parallel:
         def training_program(self) -> str:
             """The program of one step, a line an action."""
     @staticmethod
-    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: str, recompute_every: int, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
+    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: str, recompute_every: int, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs."""
 
 class plan:
@@ -852,7 +852,7 @@ class train:
 
     class Step:
         """The hot training step."""
-        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
+        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, tensor_axis: collectives.Group, max_norm: float) -> None: ...
         def run(self, microbatches: collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]], *, learning_rate: float, step: int) -> train.StepResult:
             """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
         def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:

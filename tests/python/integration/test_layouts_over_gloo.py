@@ -1,4 +1,4 @@
-"""Every layout of data parallelism, as processes over Gloo, equals one rank."""
+"""Every layout, as processes over Gloo, equals one rank."""
 
 from __future__ import annotations
 
@@ -16,24 +16,46 @@ FLOAT64 = (
     "--training.max-norm=0.5",  # below the norm, so that clipping acts
 )
 
+MANY_HEADS = "--model.flavor=tiny_heads"
+
 LAYOUTS = {
-    "ddp_2": (2, "--parallelism.data-parallel-replicate-degree=2"),
-    "fsdp_2": (2,),
-    "fsdp_3": (3,),
-    "hsdp_2x2": (4, "--parallelism.data-parallel-replicate-degree=2"),
+    "ddp_2": {"replicate": 2},
+    "fsdp_2": {"shard": 2},
+    "fsdp_3": {"shard": 3},
+    "hsdp_2x2": {"replicate": 2, "shard": 2},
+    "tp_2": {"tensor": 2},
+    "tp_4": {"tensor": 4},
+    "fsdp_2_tp_2": {"shard": 2, "tensor": 2},
+    "hsdp_2x2_tp_2": {"replicate": 2, "shard": 2, "tensor": 2},
 }
 
 
-def degrees(ranks: int, *flags: str) -> tuple[str, ...]:
-    replicas = 2 if flags else 1
-    return (*flags, f"--parallelism.data-parallel-shard-degree={ranks // replicas}")
+def degrees(layout: dict[str, int]) -> tuple[str, ...]:
+    names = {
+        "replicate": "data-parallel-replicate",
+        "shard": "data-parallel-shard",
+        "tensor": "tensor-parallel",
+    }
+    return tuple(
+        f"--parallelism.{name}-degree={layout.get(key, 1)}"
+        for key, name in names.items()
+    )
+
+
+def one_rank(folder: Path, *flags: str) -> Any:
+    """The whole batch at once."""
+    rows = "--training.local-batch-size=36"
+    return run(folder, *FLOAT64, rows, *flags, trainer="dumping")
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One rank over the whole batch at once."""
-    flags = (*FLOAT64, "--training.local-batch-size=36")
-    return run(tmp_path_factory.mktemp("one_rank"), *flags, trainer="dumping")
+    return one_rank(tmp_path_factory.mktemp("one_rank"))
+
+
+@pytest.fixture(scope="module")
+def reference_of_heads(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return one_rank(tmp_path_factory.mktemp("one_rank_of_heads"), MANY_HEADS)
 
 
 def assert_close(values: Any, references: Any, tolerance: float) -> None:
@@ -48,17 +70,23 @@ def assert_close(values: Any, references: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("microbatches", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_gradients_and_weights_equal_those_of_one_rank(
-    layout: str, microbatches: int, reference: Any, tmp_path: Path
+    layout: str, microbatches: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    ranks = LAYOUTS[layout][0]
-    rows, rest = divmod(36, ranks * microbatches)
+    sizes = LAYOUTS[layout]
+    data_ranks = sizes.get("replicate", 1) * sizes.get("shard", 1)
+    rows, rest = divmod(36, data_ranks * microbatches)
     assert rest == 0
+    many_heads = "tensor" in sizes
+    reference = request.getfixturevalue(
+        "reference_of_heads" if many_heads else "reference"
+    )
     trained = run(
         tmp_path,
         *FLOAT64,
-        *degrees(*LAYOUTS[layout]),
+        *([MANY_HEADS] if many_heads else []),
+        *degrees(sizes),
         f"--training.local-batch-size={rows}",
-        ranks=ranks,
+        ranks=data_ranks * sizes.get("tensor", 1),
         trainer="dumping",
     )
     first, expected = trained.dumped(1), reference.dumped(1)

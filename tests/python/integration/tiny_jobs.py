@@ -16,6 +16,17 @@ llama3_args["tiny"] = TransformerModelArgs(
     rope_theta=10000,
 )
 
+# Heads enough for four tensor ranks.
+llama3_args["tiny_heads"] = TransformerModelArgs(
+    dim=32,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=4,
+    vocab_size=2048,
+    multiple_of=12,
+    rope_theta=10000,
+)
+
 # 29 million parameters.
 llama3_args["medium"] = TransformerModelArgs(
     dim=512,
