@@ -23,22 +23,28 @@ PYTHON_MODEL = (
 )
 
 LAYOUTS = {
-    "one_rank": (1, 1),
-    "ddp_2": (2, 2),
-    "fsdp_2": (2, 1),
-    "fsdp_3": (3, 1),
-    "fsdp_4": (4, 1),
-    "hsdp_2x2": (4, 2),
+    "one_rank": (1, 1, 1),
+    "ddp_2": (2, 2, 1),
+    "fsdp_2": (2, 1, 1),
+    "fsdp_3": (3, 1, 1),
+    "fsdp_4": (4, 1, 1),
+    "hsdp_2x2": (4, 2, 1),
+    "tp_2": (2, 1, 2),
+    "fsdp_2_tp_2": (4, 1, 2),
 }
-"""Ranks and replicas."""
+"""Ranks, of which replicas and tensor ranks."""
+
+MANY_HEADS = "--model.flavor=tiny_heads"
 
 
 def layout_flags(layout: str, *, microbatches: int = 1) -> tuple[str, ...]:
-    ranks, replicas = LAYOUTS[layout]
+    ranks, replicas, tensor = LAYOUTS[layout]
+    rows = 12 // (ranks // tensor) // microbatches
     return (
         f"--parallelism.data-parallel-replicate-degree={replicas}",
-        f"--parallelism.data-parallel-shard-degree={ranks // replicas}",
-        f"--training.local-batch-size={12 // ranks // microbatches}",
+        f"--parallelism.data-parallel-shard-degree={ranks // replicas // tensor}",
+        f"--parallelism.tensor-parallel-degree={tensor}",
+        f"--training.local-batch-size={rows}",
     )
 
 
@@ -55,12 +61,13 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "microbatches"), [("one_rank", 1), ("one_rank", 3), ("fsdp_2", 3)]
+    ("layout", "microbatches"),
+    [("one_rank", 1), ("one_rank", 3), ("fsdp_2", 3), ("fsdp_2_tp_2", 1)],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     layout: str, microbatches: int, tmp_path: Path
 ) -> None:
-    flags = (*SAVING, *layout_flags(layout, microbatches=microbatches))
+    flags = (*SAVING, MANY_HEADS, *layout_flags(layout, microbatches=microbatches))
     ranks = LAYOUTS[layout][0]
     whole = run(tmp_path / "whole", *flags, "--training.steps=8", ranks=ranks)
     parts = tmp_path / "parts"
@@ -91,9 +98,11 @@ def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
     tmp_path: Path,
 ) -> None:
     """A chain of layouts; each loads what the one before saved and saves it again."""
-    chain = ["fsdp_4", "fsdp_2", "hsdp_2x2", "ddp_2", "one_rank", "fsdp_3", "fsdp_4"]
+    chain = ["fsdp_4", "fsdp_2", "tp_2", "hsdp_2x2", "ddp_2", "fsdp_2_tp_2"]
+    chain += ["one_rank", "fsdp_2_tp_2", "fsdp_3", "fsdp_4"]
+    saving = (*SAVING, MANY_HEADS, "--training.steps=4")
     first = tmp_path / "start"
-    run(first, *SAVING, *layout_flags(chain[0]), "--training.steps=4", ranks=4)
+    run(first, *saving, *layout_flags(chain[0]), ranks=4)
     source = checkpoint(first, 4)
     expected = read_checkpoint(source)
     assert any(name.startswith("optimizer.exp_avg_sq.") for name in expected)
@@ -102,9 +111,8 @@ def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
         shutil.copytree(source.parent, folder / "checkpoint")
         resaved = run(
             folder,
-            *SAVING,
+            *saving,
             *layout_flags(layout),
-            "--training.steps=4",
             ranks=LAYOUTS[layout][0],
             trainer="resaving",
         )
@@ -113,17 +121,19 @@ def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
         assert_same_tensors(read_checkpoint(source), expected)
 
 
-def test_the_data_and_the_curve_go_on_in_another_layout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["ddp_2", "fsdp_2_tp_2"])
+def test_the_data_and_the_curve_go_on_in_another_layout(
+    layout: str, tmp_path: Path
+) -> None:
     """The global batch of a step is the same on any number of ranks, also resumed."""
-    steps = "--training.steps=8"
-    double = "--training.dtype=float64"
-    whole = run(tmp_path / "whole", *SAVING, *layout_flags("one_rank"), steps, double)
+    flags = (*SAVING, MANY_HEADS, "--training.steps=8", "--training.dtype=float64")
+    whole = run(tmp_path / "whole", *flags, *layout_flags("one_rank"))
     moved = tmp_path / "moved"
-    run(moved, *SAVING, *layout_flags("fsdp_3"), steps, double, ranks=3)
+    run(moved, *flags, *layout_flags("fsdp_3"), ranks=3)
     for step in (6, 8):
         shutil.rmtree(checkpoint(moved, step))
-    flags = layout_flags("ddp_2", microbatches=3)
-    resumed = run(moved, *SAVING, *flags, steps, double, ranks=2)
+    flags += layout_flags(layout, microbatches=3)
+    resumed = run(moved, *flags, ranks=LAYOUTS[layout][0])
     assert "training goes on after step 4" in resumed.output
     for line, expected in zip(resumed.metrics(), whole.metrics(), strict=True):
         assert line == pytest.approx(expected, rel=1e-9)

@@ -35,10 +35,6 @@ UNSUPPORTED = {
         ["--model.converters=float8"],
         ["--quantize.linear.float8.filter_fqns=output", "--model.converters="],
     ),
-    "parallelism.tensor_parallel_degree": (
-        ["--parallelism.tensor_parallel_degree=2"],
-        ["--parallelism.disable_loss_parallel"],
-    ),
     "parallelism.enable_async_tensor_parallel": (
         [
             "--parallelism.enable_async_tensor_parallel",

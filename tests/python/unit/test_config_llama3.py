@@ -136,10 +136,9 @@ NOT_SUPPORTED = {
     "debug_model": [],
     "llama3_1b": [],
     "llama3_8b": ["activation_checkpoint.selective_ac_option"],
-    "llama3_70b": ["parallelism.tensor_parallel_degree"],
+    "llama3_70b": [],
     "llama3_405b": [
         "model.converters",
-        "parallelism.tensor_parallel_degree",
         "parallelism.enable_async_tensor_parallel",
         "compile.enable",
     ],

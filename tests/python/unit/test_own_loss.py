@@ -48,6 +48,7 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
             core,
             shards=everyone,
             replicas=Group("dp_replicate"),
+            tensor=Group("tp"),
             master_dtype=torch.float64,
             compute_dtype=torch.float64,
             reduce_dtype=torch.float64,
