@@ -27,8 +27,7 @@ void bind_train(py::module_ module) {
   py::class_<Step>(module, "Step", "The hot training step.")
       .def(py::init([](const nn::Model& model, const parallel::Applied& applied,
                        std::shared_ptr<optim::Optimizer> optimizer,
-                       const collectives::Group& loss_axis,
-                       const collectives::Group& tensor_axis, double max_norm) {
+                       const collectives::Group& loss_axis, double max_norm) {
              return std::make_unique<Step>(
                  train::StepParts{.model = model,
                                   .groups = applied.groups,
@@ -37,11 +36,11 @@ void bind_train(py::module_ module) {
                                   .evaluation_program = applied.evaluation_program,
                                   .optimizer = std::move(optimizer),
                                   .loss_axis = loss_axis,
-                                  .tensor_axis = tensor_axis,
+                                  .tensor_axis = applied.tensor,
                                   .max_norm = max_norm});
            }),
            py::arg("model"), py::arg("applied"), py::arg("optimizer"), py::kw_only(),
-           py::arg("loss_axis"), py::arg("tensor_axis"), py::arg("max_norm"))
+           py::arg("loss_axis"), py::arg("max_norm"))
       .def(
           "run", &Step::run, py::arg("microbatches"), py::kw_only(),
           py::arg("learning_rate"), py::arg("step"),

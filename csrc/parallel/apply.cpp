@@ -60,6 +60,7 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
 
 Applied apply(const nn::Model& model, const ApplyOptions& options) {
   Applied applied;
+  applied.tensor = options.tensor;
   std::vector<std::string> names;
   for (const auto& segment : model.segments) names.push_back(segment->name());
   applied.recompute = activation_checkpoint::select(names, options.recompute);

@@ -852,7 +852,7 @@ class train:
 
     class Step:
         """The hot training step."""
-        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, tensor_axis: collectives.Group, max_norm: float) -> None: ...
+        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
         def run(self, microbatches: collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]], *, learning_rate: float, step: int) -> train.StepResult:
             """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
         def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:

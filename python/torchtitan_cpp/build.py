@@ -196,6 +196,5 @@ def build_step(
         model.applied,
         optimizer,
         loss_axis=world.groups["loss"],
-        tensor_axis=world.groups["tp"],
         max_norm=job_config.training.max_norm,
     )

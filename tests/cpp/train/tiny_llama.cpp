@@ -158,7 +158,7 @@ Result run_step(const Problem& problem, const Layout& layout) {
                                         .implementation = optim::Implementation::kFused,
                                         .state_dtype = at::kDouble}),
          .loss_axis = axis("loss", loss_ranks),
-         .tensor_axis = tensor_axis,
+         .tensor_axis = applied.tensor,
          .max_norm = kMaxNorm});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {

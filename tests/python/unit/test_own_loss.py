@@ -66,7 +66,6 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
             applied,
             _C.optim.CalledOptimizer([], lambda: None),
             loss_axis=everyone,
-            tensor_axis=parallel.Group("tp"),
             max_norm=1.0,
         )
         rows = ROWS // num_ranks

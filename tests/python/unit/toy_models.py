@@ -156,6 +156,7 @@ def run(
             replicas=axis(
                 rank, "dp_replicate", [r for r in ranks if r % layout.shards == column]
             ),
+            tensor=Group("tp"),
             master_dtype=torch.float64,
             compute_dtype=torch.float64,
             reduce_dtype=torch.float64,
