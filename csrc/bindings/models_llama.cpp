@@ -50,21 +50,25 @@ void bind_models_llama(py::module_ module) {
       "build",
       [](const Args& args, const std::string& head, at::Device device,
          at::ScalarType dtype, const collectives::Group& tensor_axis,
-         bool loss_parallel) {
+         bool overlap_exchanges, bool loss_parallel) {
         TORCH_CHECK_VALUE(head == "loss" || head == "logits",
                           "head: expected 'loss' or 'logits', found '", head, "'");
         return models::llama::build(
             args, {.head = head == "loss" ? Head::kLoss : Head::kLogits,
                    .device = device,
                    .dtype = dtype,
-                   .axis = nn::TensorAxis(tensor_axis),
+                   .axis = nn::TensorAxis(tensor_axis, overlap_exchanges
+                                                           ? nn::Overlap::kRing
+                                                           : nn::Overlap::kNone),
                    .loss_parallel = loss_parallel});
       },
       py::arg("args"), py::kw_only(), py::arg("head"), py::arg("device"),
-      py::arg("dtype"), py::arg("tensor_axis"), py::arg("loss_parallel"),
+      py::arg("dtype"), py::arg("tensor_axis"), py::arg("overlap_exchanges"),
+      py::arg("loss_parallel"),
       "Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) "
       "or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` "
-      "divide each segment's work, with `loss_parallel` also that of the loss.");
+      "divide each segment's work, with `loss_parallel` also that of the loss, with "
+      "`overlap_exchanges` exchanging while they multiply.");
 }
 
 }  // namespace torchtitan::bindings

@@ -10,7 +10,6 @@
 #include <functional>
 
 #include "base/checked_math.h"
-#include "ops/linear.h"
 
 namespace torchtitan::nn {
 namespace {
@@ -61,10 +60,30 @@ class Linear final : public torch::autograd::Function<Linear> {
 
 }  // namespace
 
-at::Tensor TensorAxis::gather(const at::Tensor& x) const {
-  if (!is_split()) return x;
+Pending TensorAxis::start_gather(const at::Tensor& x) const {
+  if (!is_split()) return Pending(x);
   const auto all = rows(x.size(0) * size(), x);
-  group_.all_gather(all, x).wait();
+  return {all, group_.all_gather(all, x)};
+}
+
+at::Tensor TensorAxis::gather(const at::Tensor& x, const Visit& visit) const {
+  if (!is_split() || overlap_ == Overlap::kNone) {
+    const auto all = gather(x);
+    visit(0, all);
+    return all;
+  }
+  const int64_t n = x.size(0);
+  const auto all = rows(n * size(), x);
+  // Step t has the tokens of the rank that lies t behind.
+  const auto first = [&](int64_t t) { return (rank() - t + size()) % size() * n; };
+  all.narrow(0, first(0), n).copy_(x);
+  for (int64_t t = 0; t < size(); ++t) {
+    const auto here = all.narrow(0, first(t), n);
+    Exchange exchange;
+    if (t + 1 < size()) exchange = pass_on(here, all.narrow(0, first(t + 1), n));
+    visit(first(t), here);
+    exchange.wait();
+  }
   return all;
 }
 
@@ -77,20 +96,53 @@ at::Tensor TensorAxis::sum_scatter(const at::Tensor& partial) const {
   return own;
 }
 
-void TensorAxis::add_product_(const at::Tensor& y, const at::Tensor& x,
-                              const at::Tensor& w) const {
-  if (!is_split()) return ops::linear_(y, x, w, ops::Into::kAdd);
-  const auto partial = at::empty({x.size(0), w.size(0)}, x.options());
-  ops::linear_(partial, x, w, ops::Into::kOverwrite);
-  at::Tensor(y).add_(sum_scatter(partial));
+Pending TensorAxis::start_sum_scatter(int64_t row_count, const at::Tensor& like,
+                                      const Produce& produce) const {
+  TORCH_CHECK_VALUE(row_count % size() == 0, "sum_scatter: ", row_count,
+                    " tokens cannot be divided among ", size(), " ranks");
+  const int64_t n = row_count / size();
+  const auto produced = [&](int64_t first, int64_t count) {
+    const auto out = rows(count, like);
+    produce(first, out);
+    return out;
+  };
+  if (!is_split()) return Pending(produced(0, row_count));
+  if (overlap_ == Overlap::kNone) {
+    const auto partial = produced(0, row_count);
+    const auto own = rows(n, like);
+    return {own, group_.reduce_scatter(own, partial)};
+  }
+  // The sum for a rank begins at the one after it and ends with it.
+  const auto first = [&](int64_t t) {
+    return (rank() - 1 - t + 2 * size()) % size() * n;
+  };
+  auto sum = produced(first(0), n);
+  for (int64_t t = 1; t < size(); ++t) {
+    const auto incoming = rows(n, like);
+    const auto exchange = pass_on(sum, incoming);
+    const auto next = produced(first(t), n);
+    exchange.wait();
+    next.add_(incoming);
+    sum = next;
+  }
+  return Pending(sum);
 }
 
-void TensorAxis::sum_product_(const at::Tensor& y, const at::Tensor& dy,
-                              const at::Tensor& w) const {
-  if (!is_split()) return ops::linear_backward_input_(y, dy, w, ops::Into::kOverwrite);
-  const auto partial = at::empty({dy.size(0), w.size(1)}, y.options());
-  ops::linear_backward_input_(partial, dy, w, ops::Into::kOverwrite);
-  at::Tensor(y).copy_(sum_scatter(partial));
+TensorAxis::Exchange TensorAxis::pass_on(const at::Tensor& sent,
+                                         const at::Tensor& received) const {
+  const int64_t next = (rank() + 1) % size(), before = (rank() + size() - 1) % size();
+  // Two ranks are each other's next and share one queue where the backend has a queue
+  // for each pair: one of them must receive first.
+  Exchange exchange;
+  if (rank() % 2 == 0) exchange.sent = group_.send(sent, next);
+  exchange.received = group_.recv(received, before);
+  if (rank() % 2 == 1) exchange.sent = group_.send(sent, next);
+  return exchange;
+}
+
+void TensorAxis::Exchange::wait() const {
+  received.wait();
+  sent.wait();
 }
 
 at::Tensor TensorAxis::partial_gradient(const at::Tensor& gradient) const {
@@ -115,18 +167,22 @@ void TensorAxis::add_sums_(const TensorList& gradients,
 void TensorAxis::note(std::vector<plan::Exchange>& exchanges, Verb verb, int64_t numel,
                       const at::TensorOptions& options) const {
   if (!is_split()) return;
-  const char* name = verb == Verb::kGather       ? "all_gather"
-                     : verb == Verb::kSumScatter ? "reduce_scatter"
-                                                 : "all_reduce";
-  exchanges.push_back({group_.name(), name, size(),
-                       numel * static_cast<int64_t>(options.dtype().itemsize())});
-}
-
-at::Tensor gather_tokens(const at::Tensor& x, const TensorAxis& axis) {
-  if (!axis.is_split()) return x;
-  return Linear::apply(
-      x, [axis](const at::Tensor& local) { return gathered(local, axis); },
-      [axis](const at::Tensor& gradient) { return scattered(gradient, axis); });
+  const int64_t bytes = numel * static_cast<int64_t>(options.dtype().itemsize());
+  const bool in_stretches =
+      verb == Verb::kGatherStretches || verb == Verb::kSumScatterStretches;
+  if (overlap_ == Overlap::kRing && in_stretches) {
+    for (int64_t t = 1; t < size(); ++t) {
+      for (const char* name : {"send", "recv"}) {
+        exchanges.push_back({group_.name(), name, size(), bytes / size()});
+      }
+    }
+    return;
+  }
+  const bool is_gather = verb == Verb::kGather || verb == Verb::kGatherStretches;
+  const char* name = verb == Verb::kSum ? "all_reduce"
+                     : is_gather        ? "all_gather"
+                                        : "reduce_scatter";
+  exchanges.push_back({group_.name(), name, size(), bytes});
 }
 
 at::Tensor sum_scatter_tokens(const at::Tensor& partial, const TensorAxis& axis) {

@@ -6,37 +6,69 @@
 // tokens [r * n, (r + 1) * n), n = N / size(). A tensor of hidden states [B, s, E],
 // s = S / size(), is such a stretch, whatever B.
 //
-// With one rank every verb is the identity and nothing is copied. Verbs wait for their
-// result; on meta they only have shapes, but call the group all the same.
+// With one rank every verb is the identity and nothing is copied.
+//
+// An axis that overlaps its exchanges with products (Wang et al. 2023) goes around a
+// ring: while one rank's tokens are multiplied, the next ones travel. Sums are then
+// added in the order of the ring, else as the group's reduce_scatter does.
 #pragma once
+
+#include <functional>
 
 #include "collectives/group.h"
 #include "nn/segment.h"
 
 namespace torchtitan::nn {
 
+// The result of a transfer under way.
+class Pending {
+ public:
+  // Complete already.
+  explicit Pending(at::Tensor result) : result_(std::move(result)) {}
+  Pending(at::Tensor result, collectives::Handle handle)
+      : result_(std::move(result)), handle_(std::move(handle)) {}
+
+  at::Tensor wait() const {
+    handle_.wait();
+    return result_;
+  }
+
+ private:
+  at::Tensor result_;
+  collectives::Handle handle_;
+};
+
+enum class Overlap { kNone, kRing };
+
 class TensorAxis {
  public:
   // One rank.
   TensorAxis() : group_("tp") {}
-  explicit TensorAxis(collectives::Group group) : group_(std::move(group)) {}
+  TensorAxis(collectives::Group group, Overlap overlap)
+      : group_(std::move(group)), overlap_(overlap) {}
 
   const collectives::Group& group() const { return group_; }
   int64_t rank() const { return group_.rank(); }
   int64_t size() const { return group_.size(); }
   bool is_split() const { return size() > 1; }
 
-  // Not seen by autograd. x and partial are contiguous.
+  // Nothing below is seen by autograd; tensors are contiguous.
+
   // [n, E] of each rank -> [N, E]; also [k] -> [size() * k].
-  at::Tensor gather(const at::Tensor& x) const;
+  Pending start_gather(const at::Tensor& x) const;
+  at::Tensor gather(const at::Tensor& x) const { return start_gather(x).wait(); }
+  // The same; `visit` is called with the first row and the rows of each stretch of the
+  // result once they are there, whatever the order, all rows once.
+  using Visit = std::function<void(int64_t first, const at::Tensor& rows)>;
+  at::Tensor gather(const at::Tensor& x, const Visit& visit) const;
+
   // [N, E] -> this rank's [n, E] of the sum over the ranks.
   at::Tensor sum_scatter(const at::Tensor& partial) const;
-  // y [n, E] += this rank's tokens of the sum over the ranks of x [N, I] w^T [I, E].
-  void add_product_(const at::Tensor& y, const at::Tensor& x,
-                    const at::Tensor& w) const;
-  // y [n, E] = this rank's tokens of the sum over the ranks of dy [N, O] w [O, E].
-  void sum_product_(const at::Tensor& y, const at::Tensor& dy,
-                    const at::Tensor& w) const;
+  // The same of a partial sum of `rows` rows shaped and typed like `like`'s, which
+  // `produce` writes, stretch by stretch: rows [first, first + out.size(0)) into out.
+  using Produce = std::function<void(int64_t first, const at::Tensor& out)>;
+  Pending start_sum_scatter(int64_t rows, const at::Tensor& like,
+                            const Produce& produce) const;
 
   // Where a rank's tokens add to the gradient of a parameter that all ranks hold: the
   // gradient itself, or with several ranks zeros like it, for add_sums_().
@@ -45,20 +77,33 @@ class TensorAxis {
   // its own partial is complete.
   void add_sums_(const TensorList& gradients, const TensorList& partials) const;
 
-  // The collective of gather(x) or sum_scatter(x), where `numel` elements like x's are
-  // gathered or scattered; of add_sums_ of them. Nothing with one rank.
-  enum class Verb { kGather, kSumScatter, kSum };
+  // Notes the collectives of a verb above, where `numel` elements of these options are
+  // gathered or scattered in all, or summed; those in stretches are told apart. Nothing
+  // with one rank.
+  enum class Verb {
+    kGather,
+    kGatherStretches,
+    kSumScatter,
+    kSumScatterStretches,
+    kSum
+  };
   void note(std::vector<plan::Exchange>& exchanges, Verb verb, int64_t numel,
             const at::TensorOptions& options) const;
 
  private:
+  // Sends to the next rank of the ring and receives from the one before.
+  struct Exchange {
+    collectives::Handle sent, received;
+    void wait() const;
+  };
+  Exchange pass_on(const at::Tensor& sent, const at::Tensor& received) const;
+
   collectives::Group group_;
+  Overlap overlap_ = Overlap::kNone;
 };
 
-// The same for autograd, each with its transpose as backward.
-// x [B, s, E] of each rank -> [B, S, E]; backward sums over the ranks.
-at::Tensor gather_tokens(const at::Tensor& x, const TensorAxis& axis);
-// [B, S, E] -> [B, s, E] of the sum over the ranks.
+// For autograd.
+// [B, S, E] -> [B, s, E] of the sum over the ranks; backward gathers.
 at::Tensor sum_scatter_tokens(const at::Tensor& partial, const TensorAxis& axis);
 // The parameter itself, used on this rank's tokens; its gradient is the sum over the
 // ranks.

@@ -41,9 +41,7 @@ class Clock {
     switch (action.kind) {
       case ActionKind::kForward:
       case ActionKind::kRecompute:
-      case ActionKind::kBackward:
-        return compute(flops(action) / cost_.flops_per_second +
-                       exchange_seconds(action));
+      case ActionKind::kBackward: return compute(segment_seconds(action));
       case ActionKind::kUnshard:
       case ActionKind::kReduceGradient:
       case ActionKind::kAllReduceGradient:
@@ -66,13 +64,24 @@ class Clock {
                                    : segment.forward_flops);
   }
 
-  double exchange_seconds(const Action& action) const {
-    double seconds = 0.0;
+  double segment_seconds(const Action& action) const {
+    double hidden = 0.0, exposed = 0.0;
     for (const Exchange& exchange : exchanges_of(action, shape_)) {
-      seconds += ring_seconds(action, exchange.axis, exchange.verb == "all_reduce",
-                              exchange.ranks, exchange.bytes);
+      if (exchange.verb == "recv") continue;  // the other end of a send
+      const bool is_hop = exchange.verb == "send";
+      const double seconds =
+          is_hop ? hop_seconds(action, exchange)
+                 : ring_seconds(action, exchange.axis, exchange.verb == "all_reduce",
+                                exchange.ranks, exchange.bytes);
+      (is_hop ? hidden : exposed) += seconds;
     }
-    return seconds;
+    return std::max(flops(action) / cost_.flops_per_second, hidden) + exposed;
+  }
+
+  double hop_seconds(const Action& action, const Exchange& exchange) const {
+    const Link& link = link_of(action, exchange.axis);
+    return link.latency_seconds +
+           static_cast<double>(exchange.bytes) / link.bytes_per_second;
   }
 
   // Each state, the parameter and its gradient are read; all but the gradient written.
@@ -105,12 +114,17 @@ class Clock {
   double ring_seconds(const Action& action, const std::string& axis, bool all_reduce,
                       int64_t num_ranks, int64_t bytes) const {
     const auto ranks = static_cast<double>(num_ranks);
+    const Link& link = link_of(action, axis);
+    const double share = (all_reduce ? 2.0 : 1.0) * (ranks - 1.0) / ranks;
+    return link.latency_seconds +
+           share * static_cast<double>(bytes) / link.bytes_per_second;
+  }
+
+  const Link& link_of(const Action& action, const std::string& axis) const {
     const auto link = cost_.links.find(axis);
     check_value(link != cost_.links.end(), "simulate: ", to_string(action),
                 " uses the axis '", axis, "', which has no link");
-    const double share = (all_reduce ? 2.0 : 1.0) * (ranks - 1.0) / ranks;
-    return link->second.latency_seconds +
-           share * static_cast<double>(bytes) / link->second.bytes_per_second;
+    return link->second;
   }
 
   std::string axis_of(const Action& start) const {

@@ -39,7 +39,8 @@ struct Simulation {
 
 // Runs the actions in order on one compute queue and one queue per axis. A start enters
 // its axis' queue and takes no compute time; a Wait lasts until the transfer has ended.
-// What a segment exchanges in itself adds to its compute time and counts as such.
+// What a segment exchanges in itself adds to its compute time and counts as such; its
+// sends pass while it computes and add only what they take longer.
 // CountTokens and ClipGradient send one number over "loss" and cost its latency (twice
 // for ClipGradient: the loss, the norm). Reading and writing parameters, gradients and
 // states is the optimizer's cost.

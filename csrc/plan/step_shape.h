@@ -40,7 +40,7 @@ struct GroupShape {
 // A collective inside a segment, which waits for it.
 struct Exchange {
   std::string axis;
-  std::string verb;  // as in plan/traffic.h
+  std::string verb;  // as in plan/traffic.h, or "send" or "recv" of a ring
   int64_t ranks;
   int64_t bytes;  // of the larger side
 

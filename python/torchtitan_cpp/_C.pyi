@@ -395,8 +395,8 @@ class models:
             """Frequency scaling of Llama 3.1's rotary embedding."""
             def __init__(self, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int) -> None: ...
         @staticmethod
-        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, loss_parallel: bool) -> nn.Model:
-            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss."""
+        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, overlap_exchanges: bool, loss_parallel: bool) -> nn.Model:
+            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss, with `overlap_exchanges` exchanging while they multiply."""
 
 class nn:
 

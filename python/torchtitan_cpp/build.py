@@ -145,6 +145,7 @@ def _build_cpp_core(
         device=world.device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         tensor_axis=world.groups["tp"],
+        overlap_exchanges=job_config.parallelism.enable_async_tensor_parallel,
         loss_parallel=not job_config.parallelism.disable_loss_parallel,
     )
     return core if is_fused else core.with_loss(loss_fn)

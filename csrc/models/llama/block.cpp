@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "nn/tensor_products.h"
 #include "ops/attention.h"
 #include "ops/fused.h"
 #include "ops/linear.h"
@@ -20,7 +21,6 @@ namespace torchtitan::models::llama {
 namespace {
 
 using nn::TensorList;
-using ops::Into;
 namespace fused = ops::fused;
 
 // What backward needs; the normed inputs and the gated product are computed again.
@@ -34,14 +34,15 @@ struct Kept final : nn::Segment::Saved {
 
 at::Tensor tokens(const at::Tensor& x) { return x.view({x.size(0) * x.size(1), -1}); }
 
-at::Tensor rows_like(const at::Tensor& x, int64_t columns) {
-  return at::empty({x.size(0), columns}, x.options());
-}
-
-at::Tensor project(const at::Tensor& x, const at::Tensor& w) {
-  const auto y = rows_like(x, w.size(0));
-  ops::linear_(y, x, w, Into::kOverwrite);
-  return y;
+// [n, E] of all ranks through each weight, [N, outputs].
+TensorList projections(const at::Tensor& x, const TensorList& weights,
+                       const nn::TensorAxis& axis) {
+  TensorList outputs;
+  for (const auto& w : weights) {
+    outputs.push_back(at::empty({x.size(0) * axis.size(), w.size(0)}, x.options()));
+  }
+  nn::gathered_products_(outputs, x, weights, axis);
+  return outputs;
 }
 
 }  // namespace
@@ -58,20 +59,19 @@ at::Tensor Block::heads(const at::Tensor& x) const {
 TensorList Block::compute(const TensorList& inputs, const TensorList& w) const {
   const auto& x_BsE = inputs[0];
   const auto normed = [&](const at::Tensor& x, BlockSlot norm) {
-    const auto weight = nn::shared_by_ranks(w[norm], axis_);
-    return nn::gather_tokens(ops::rms_norm(x, weight, args_.norm_eps), axis_);
+    return ops::rms_norm(x, nn::shared_by_ranks(w[norm], axis_), args_.norm_eps);
   };
-  const auto a_BSE = normed(x_BsE, kAttentionNorm);
-  const auto q_BSHD = ops::apply_rope(heads(at::linear(a_BSE, w[kWq])), rope_);
-  const auto k_BSGD = ops::apply_rope(heads(at::linear(a_BSE, w[kWk])), rope_);
-  const auto v_BSGD = heads(at::linear(a_BSE, w[kWv]));
-  const auto o_BSE = ops::causal_attention(q_BSHD, k_BSGD, v_BSGD).flatten(2);
-  const auto h_BsE =
-      x_BsE.add(nn::sum_scatter_tokens(at::linear(o_BSE, w[kWo]), axis_));
+  const auto qkv = nn::gathered_linear(normed(x_BsE, kAttentionNorm),
+                                       {w[kWq], w[kWk], w[kWv]}, axis_);
+  const auto q_BSHD = ops::apply_rope(heads(qkv[0]), rope_);
+  const auto k_BSGD = ops::apply_rope(heads(qkv[1]), rope_);
+  const auto o_BSE = ops::causal_attention(q_BSHD, k_BSGD, heads(qkv[2])).flatten(2);
+  const auto h_BsE = x_BsE.add(nn::linear_sum(o_BSE, w[kWo], axis_));
 
-  const auto f_BSE = normed(h_BsE, kFfnNorm);
-  const auto g_BSF = ops::swiglu(at::linear(f_BSE, w[kW1]), at::linear(f_BSE, w[kW3]));
-  return {h_BsE.add(nn::sum_scatter_tokens(at::linear(g_BSF, w[kW2]), axis_))};
+  const auto gate_up =
+      nn::gathered_linear(normed(h_BsE, kFfnNorm), {w[kW1], w[kW3]}, axis_);
+  const auto g_BSF = ops::swiglu(gate_up[0], gate_up[1]);
+  return {h_BsE.add(nn::linear_sum(g_BSF, w[kW2], axis_))};
 }
 
 nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
@@ -92,19 +92,19 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
     axis_.note(exchanges, verb, x.numel() * axis_.size(), x.options());
   };
   nn::Exchanges result;
-  const bool gathers_again = is_hand_written(x, w);
   for (int half = 0; half < 2; ++half) {
-    note(result.forward, Verb::kGather);
-    note(result.forward, Verb::kSumScatter);
-    note(result.backward, Verb::kGather);
-    if (gathers_again) note(result.backward, Verb::kGather);  // the normed tokens
-    note(result.backward, Verb::kSumScatter);
+    note(result.forward, Verb::kGatherStretches);
+    note(result.forward, Verb::kSumScatterStretches);
+    note(result.backward, Verb::kGatherStretches);
+    note(result.backward, Verb::kGather);  // the normed tokens
+    note(result.backward, Verb::kSumScatterStretches);
   }
-  const int64_t norms = gathers_again ? 1 : 2;
-  for (int64_t i = 0; i < norms; ++i) {
-    const auto& weight = w[kFfnNorm];
-    axis_.note(result.backward, Verb::kSum, 2 / norms * weight.numel(),
-               gathers_again ? weight.grad().options() : weight.options());
+  // The gradients of the norms travel together, or autograd sends one by one.
+  const bool together = is_hand_written(x, w);
+  const auto& norm = w[kFfnNorm];
+  const auto options = together ? norm.grad().options() : norm.options();
+  for (int i = 0; i < (together ? 1 : 2); ++i) {
+    axis_.note(result.backward, Verb::kSum, norm.numel() * (together ? 2 : 1), options);
   }
   return result;
 }
@@ -132,10 +132,10 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
   const auto normed_nE = at::empty_like(x_nE);
   const auto rstd1_n = at::empty({x_nE.size(0)}, fused::wide_options(x_nE));
   fused::rms_norm(x_nE, {}, w[kAttentionNorm], args_.norm_eps, normed_nE, rstd1_n);
-  auto normed_NE = axis_.gather(normed_nE);
-  const auto q_BSHD = per_head(project(normed_NE, w[kWq]));
-  const auto k_BSGD = per_head(project(normed_NE, w[kWk]));
-  const auto v_BSGD = per_head(project(normed_NE, w[kWv]));
+  const auto qkv = projections(normed_nE, {w[kWq], w[kWk], w[kWv]}, axis_);
+  const auto q_BSHD = per_head(qkv[0]);
+  const auto k_BSGD = per_head(qkv[1]);
+  const auto v_BSGD = per_head(qkv[2]);
   fused::rope_(q_BSHD, rope_, fused::Turn::kForward);
   fused::rope_(k_BSGD, rope_, fused::Turn::kForward);
   const auto o_BSHD = at::empty_like(q_BSHD);
@@ -143,19 +143,17 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
                                  fused::wide_options(x_nE));
   fused::causal_attention(q_BSHD, k_BSGD, v_BSGD, o_BSHD, lse_BHS);
 
-  const auto h_nE = axis_.sum_scatter(project(tokens(o_BSHD.flatten(2)), w[kWo]));
+  const auto h_nE = nn::product_sum(tokens(o_BSHD.flatten(2)), w[kWo], axis_);
   const auto rstd2_n = at::empty_like(rstd1_n);
   // Adds the residual to h on the way.
   fused::rms_norm(h_nE, x_nE, w[kFfnNorm], args_.norm_eps, normed_nE, rstd2_n);
-  normed_NE = axis_.gather(normed_nE);
-  const auto gate_NF = project(normed_NE, w[kW1]);
-  const auto up_NF = project(normed_NE, w[kW3]);
+  const auto gate_up = projections(normed_nE, {w[kW1], w[kW3]}, axis_);
+  const auto &gate_NF = gate_up[0], &up_NF = gate_up[1];
   // Where nothing is kept the product may take the gate's place.
   const auto gated_NF = saved == nullptr ? gate_NF : at::empty_like(gate_NF);
   fused::swiglu(gate_NF, up_NF, gated_NF);
-  normed_NE.reset();
   const auto y_nE = normed_nE.copy_(h_nE);
-  axis_.add_product_(y_nE, gated_NF, w[kW2]);
+  nn::add_product_sum_(y_nE, gated_NF, w[kW2], axis_);
 
   if (saved != nullptr) {
     auto kept = std::make_unique<Kept>();
@@ -190,23 +188,22 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   const auto x_nE = tokens(kept->x_BsE);
   const auto dy_nE = tokens(output_gradients[0].contiguous());
 
+  // Weight gradients are computed while something else travels.
   // Feed-forward. The buffers of gate and up become their gradients.
   auto gated_NF = at::empty_like(kept->gate_NF);
-  auto dy_NE = axis_.gather(dy_nE);
-  ops::linear_backward_input_(gated_NF, dy_NE, w[kW2], Into::kOverwrite);
+  auto dy_NE = nn::product_sum_backward_(gated_NF, dy_nE, w[kW2], axis_);
   fused::swiglu_backward_(gated_NF, kept->gate_NF, kept->up_NF);
+  const auto normed_nE = at::empty_like(x_nE);
+  fused::rms_norm_again(kept->h_nE, w[kFfnNorm], kept->rstd2_n, normed_nE);
+  auto normed_NE = axis_.start_gather(normed_nE);
   ops::linear_backward_weight_(gradient(kW2), dy_NE, gated_NF);
   gated_NF.reset();
   dy_NE.reset();
-  const auto normed_nE = at::empty_like(x_nE);
-  fused::rms_norm_again(kept->h_nE, w[kFfnNorm], kept->rstd2_n, normed_nE);
-  auto normed_NE = axis_.gather(normed_nE);
-  ops::linear_backward_weight_(gradient(kW1), kept->gate_NF, normed_NE);
-  ops::linear_backward_weight_(gradient(kW3), kept->up_NF, normed_NE);
-  auto dh_NE = at::empty_like(normed_NE);
-  ops::linear_backward_input_(dh_NE, kept->gate_NF, w[kW1], Into::kOverwrite);
-  ops::linear_backward_input_(dh_NE, kept->up_NF, w[kW3], Into::kAdd);
-  const auto dh_nE = axis_.sum_scatter(dh_NE);
+  auto dx_nE = nn::gathered_products_backward({kept->gate_NF, kept->up_NF},
+                                              {w[kW1], w[kW3]}, axis_);
+  ops::linear_backward_weight_(gradient(kW1), kept->gate_NF, normed_NE.wait());
+  ops::linear_backward_weight_(gradient(kW3), kept->up_NF, normed_NE.wait());
+  const auto dh_nE = dx_nE.wait();
   fused::rms_norm_backward(dh_nE, 1.0, kept->h_nE, w[kFfnNorm], kept->rstd2_n, dy_nE,
                            dh_nE, partial_norms[1]);
   kept->gate_NF.reset();
@@ -214,35 +211,30 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   kept->h_nE.reset();
 
   // Attention. The gradients take the places of do, k and v.
-  dh_NE = axis_.gather(dh_nE);
-  ops::linear_backward_weight_(gradient(kWo), dh_NE, tokens(kept->o_BSHD.flatten(2)));
   const auto do_BSHD = at::empty_like(kept->q_BSHD);
-  ops::linear_backward_input_(tokens(do_BSHD.flatten(2)), dh_NE, w[kWo],
-                              Into::kOverwrite);
+  auto dh_NE =
+      nn::product_sum_backward_(tokens(do_BSHD.flatten(2)), dh_nE, w[kWo], axis_);
+  fused::rms_norm_again(x_nE, w[kAttentionNorm], kept->rstd1_n, normed_nE);
+  normed_NE = axis_.start_gather(normed_nE);
+  ops::linear_backward_weight_(gradient(kWo), dh_NE, tokens(kept->o_BSHD.flatten(2)));
   dh_NE.reset();
   fused::causal_attention_backward(kept->q_BSHD, kept->k_BSGD, kept->v_BSGD,
                                    kept->o_BSHD, kept->lse_BHS, do_BSHD, do_BSHD,
                                    kept->k_BSGD, kept->v_BSGD);
   fused::rope_(do_BSHD, rope_, fused::Turn::kBackward);
   fused::rope_(kept->k_BSGD, rope_, fused::Turn::kBackward);
-  fused::rms_norm_again(x_nE, w[kAttentionNorm], kept->rstd1_n, normed_nE);
-  normed_NE = axis_.gather(normed_nE);
-  const std::pair<BlockSlot, at::Tensor> projections[] = {
-      {kWq, tokens(do_BSHD.flatten(2))},
-      {kWk, tokens(kept->k_BSGD.flatten(2))},
-      {kWv, tokens(kept->v_BSGD.flatten(2))}};
-  for (const auto& [slot, d] : projections) {
-    ops::linear_backward_weight_(gradient(slot), d, normed_NE);
+  const TensorList d_qkv = {tokens(do_BSHD.flatten(2)), tokens(kept->k_BSGD.flatten(2)),
+                            tokens(kept->v_BSGD.flatten(2))};
+  dx_nE = nn::gathered_products_backward(d_qkv, {w[kWq], w[kWk], w[kWv]}, axis_);
+  constexpr BlockSlot kSlots[] = {kWq, kWk, kWv};
+  for (size_t i = 0; i < d_qkv.size(); ++i) {
+    ops::linear_backward_weight_(gradient(kSlots[i]), d_qkv[i], normed_NE.wait());
   }
-  for (const auto& [slot, d] : projections) {
-    ops::linear_backward_input_(normed_NE, d, w[slot],
-                                slot == kWq ? Into::kOverwrite : Into::kAdd);
-  }
-  const auto dx_nE = axis_.sum_scatter(normed_NE);
-  fused::rms_norm_backward(dx_nE, 1.0, x_nE, w[kAttentionNorm], kept->rstd1_n, dh_nE,
-                           dx_nE, partial_norms[0]);
+  const auto d_nE = dx_nE.wait();
+  fused::rms_norm_backward(d_nE, 1.0, x_nE, w[kAttentionNorm], kept->rstd1_n, dh_nE,
+                           d_nE, partial_norms[0]);
   axis_.add_sums_(norms, partial_norms);
-  return {dx_nE.view_as(kept->x_BsE)};
+  return {d_nE.view_as(kept->x_BsE)};
 }
 
 }  // namespace torchtitan::models::llama

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "base/checked_math.h"
+#include "nn/tensor_products.h"
 #include "nn/vocabulary_loss.h"
 #include "ops/cross_entropy.h"
 #include "ops/fused.h"
@@ -25,7 +26,6 @@ namespace torchtitan::models::llama {
 namespace {
 
 using nn::TensorList;
-using ops::Into;
 namespace fused = ops::fused;
 
 // Tokens whose logits exist at once: a product large enough to run at full speed.
@@ -131,11 +131,9 @@ HeadSegment::HeadSegment(const HeadOptions& options, nn::ParameterRef norm,
 TensorList HeadSegment::compute(const TensorList& inputs,
                                 const TensorList& parameters) const {
   const auto& axis = options_.axis;
-  const auto normed_BSE = nn::gather_tokens(
-      ops::rms_norm(inputs[0], nn::shared_by_ranks(parameters[0], axis),
-                    options_.norm_eps),
-      axis);
-  const auto part_BSV = at::linear(normed_BSE, parameters[1]);
+  const auto normed_BsE = ops::rms_norm(
+      inputs[0], nn::shared_by_ranks(parameters[0], axis), options_.norm_eps);
+  const auto part_BSV = nn::gathered_linear(normed_BsE, {parameters[1]}, axis)[0];
   if (options_.head == Head::kLoss && axis.is_split() && options_.loss_parallel) {
     return {nn::vocabulary_loss_sum(part_BSV.flatten(0, 1), inputs[1].flatten(),
                                     options_.vocabulary.first, axis)};
@@ -194,15 +192,15 @@ TensorList HeadSegment::forward(const TensorList& inputs, const TensorList& para
     const auto own = normed_cE.narrow(0, 0, size);
     fused::rms_norm(h_nE.narrow(0, first, size), {}, norm, options_.norm_eps, own,
                     rstd_n.narrow(0, first, size));
-    const auto normed = axis.gather(own);
     const auto logits = logits_CV.narrow(0, 0, size * ranks);
-    ops::linear_(logits, normed, output_VE, Into::kOverwrite);
+    const auto normed = nn::gathered_products_({logits}, own, {output_VE}, axis);
     loss += chunk_loss(
         logits, labels_Rn.narrow(1, first, size).contiguous().view({-1}),
         saved == nullptr ? fused::Gradient::kNone : fused::Gradient::kInPlace);
     if (saved == nullptr) continue;
+    const auto d = nn::gathered_products_backward({logits}, {output_VE}, axis);
     ops::linear_backward_weight_(kept.output_VE, logits, normed);
-    axis.sum_product_(kept.normed_nE.narrow(0, first, size), logits, output_VE);
+    kept.normed_nE.narrow(0, first, size).copy_(d.wait());
   }
   if (saved != nullptr) {
     kept.h_BsE = h_BsE;
@@ -255,15 +253,16 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
     const int64_t chunk = std::min(count, base::ceil_div(kChunk, axis.size()));
     for (int64_t first = 0; first < count; first += chunk) {
       const int64_t size = std::min(chunk, count - first) * axis.size();
-      axis.note(result.forward, Verb::kGather, size * h.size(-1), h.options());
+      axis.note(result.forward, Verb::kGatherStretches, size * h.size(-1), h.options());
       axis.note(result.forward, Verb::kGather, size * 3 * axis.size(),
                 fused::wide_options(h));
-      axis.note(result.forward, Verb::kSumScatter, size * h.size(-1), h.options());
+      axis.note(result.forward, Verb::kSumScatterStretches, size * h.size(-1),
+                h.options());
     }
     axis.note(result.backward, Verb::kSum, norm.numel(), norm.grad().options());
     return result;
   }
-  axis.note(result.forward, Verb::kGather, hidden, h.options());
+  axis.note(result.forward, Verb::kGatherStretches, hidden, h.options());
   if (options_.head == Head::kLoss && options_.loss_parallel) {
     axis.note(result.forward, Verb::kGather, tokens * 3 * axis.size(),
               fused::wide_options(h));
@@ -272,7 +271,8 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
     axis.note(result.forward, Verb::kGather, tokens * columns * axis.size(),
               h.options());
   }
-  axis.note(result.backward, Verb::kSumScatter, hidden, h.options());
+  axis.note(result.backward, Verb::kGather, hidden, h.options());
+  axis.note(result.backward, Verb::kSumScatterStretches, hidden, h.options());
   axis.note(result.backward, Verb::kSum, norm.numel(), norm.options());
   return result;
 }

@@ -49,15 +49,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set model.converters = []",
     ),
     Missing(
-        field="parallelism.enable_async_tensor_parallel",
-        needed=lambda c: (
-            c.parallelism.tensor_parallel_degree > 1
-            and c.parallelism.enable_async_tensor_parallel
-        ),
-        what="asynchronous tensor parallelism",
-        hint="set false",
-    ),
-    Missing(
         field="parallelism.pipeline_parallel_degree",
         needed=lambda c: c.parallelism.pipeline_parallel_degree > 1,
         what="pipeline parallelism",

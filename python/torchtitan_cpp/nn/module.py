@@ -54,6 +54,7 @@ class CppModule(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         tensor_axis: _C.collectives.Group | None = None,
+        overlap_exchanges: bool = False,
         loss_parallel: bool = True,
     ) -> _C.nn.Model:
         """The C++ model with a head of "loss" or "logits".
@@ -63,6 +64,7 @@ class CppModule(nn.Module):
             device: of constant tables.
             dtype: of their arithmetic.
             tensor_axis: ranks that divide the work of each segment; None: one.
+            overlap_exchanges: whether they exchange while they multiply.
             loss_parallel: whether they also divide that of the loss.
         """
 

@@ -52,6 +52,26 @@ TEST(Simulate, OnlyTheUncoveredPartOfATransferIsExposed) {
   EXPECT_DOUBLE_EQ(overlapped.exposed_seconds, 2.0);
 }
 
+TEST(Simulate, ASegmentWaitsForItsExchangesButSendsWhileItComputes) {
+  StepShape shape = chain(1, 1, 1, 1);
+  auto& segment = shape.segments[0];
+  const auto forward = [&] {
+    return simulate({on_segment(K::kForward, 0)}, shape, kCost).compute_seconds;
+  };
+  segment.forward_exchanges = {{"fsdp", "all_gather", 4, 64}};
+  EXPECT_DOUBLE_EQ(forward(), 1.0 + 1.5);
+  segment.forward_exchanges = {{"fsdp", "all_reduce", 4, 64}};
+  EXPECT_DOUBLE_EQ(forward(), 1.0 + 2.5);
+  segment.forward_exchanges = {{"fsdp", "send", 4, 12}, {"fsdp", "recv", 4, 12}};
+  EXPECT_DOUBLE_EQ(forward(), 1.0);
+  segment.forward_exchanges = {{"fsdp", "send", 4, 96}, {"fsdp", "recv", 4, 96}};
+  EXPECT_DOUBLE_EQ(forward(), 2.5);
+  const Simulation backward = simulate({on_segment(K::kBackward, 0)}, shape, kCost);
+  EXPECT_DOUBLE_EQ(backward.compute_seconds, 2.0);
+  segment.forward_exchanges = {{"nowhere", "all_gather", 4, 64}};
+  EXPECT_THROW(forward(), std::invalid_argument);
+}
+
 TEST(Simulate, TransfersOfOneAxisQueueAndOfTwoAxesDoNot) {
   const StepShape shape = chain(2, 4, 2, 1);
   const Action reduce0 = on_group(K::kReduceGradient, 0);

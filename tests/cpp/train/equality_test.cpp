@@ -85,6 +85,9 @@ std::vector<std::pair<std::string, Layout>> tensor_layouts() {
     auto layout = all[i].second;
     layout.loss_parallel = false;
     all.push_back({all[i].first + "WholeLogits", layout});
+    layout = all[i].second;
+    layout.overlap = nn::Overlap::kRing;
+    all.push_back({all[i].first + "Ring", layout});
   }
   return all;
 }

@@ -21,7 +21,7 @@ using collectives::Verb;
 using Call = std::pair<std::string, int64_t>;
 
 // Leaves one call out, on every rank: a sum stays the rank's own part, a gather holds
-// nothing but the rank's own piece.
+// nothing but the rank's own piece, zeros are sent.
 class LeavingOut final : public Backend {
  public:
   LeavingOut(const Group& group, Call left_out, std::set<Call>* seen, std::mutex* mutex)
@@ -33,12 +33,18 @@ class LeavingOut final : public Backend {
 
   std::shared_ptr<collectives::Work> start(Operation operation) override {
     const auto name = axis_ + " " + std::string(verb_name(operation.verb));
+    // A receive that is left out is the send of another rank.
+    if (operation.verb == Verb::kRecv) return inner_->start(std::move(operation));
     const Call call{name, count_[name]++};
     {
       const std::lock_guard lock(*mutex_);
       seen_->insert(call);
     }
     if (call != left_out_) return inner_->start(std::move(operation));
+    if (operation.verb == Verb::kSend) {
+      operation.in = at::zeros_like(operation.in);
+      return inner_->start(std::move(operation));
+    }
     leave_out(operation);
     return nullptr;
   }
@@ -120,6 +126,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Hsdp2x2", {.shards = 2, .replicas = 2}, {{"fsdp all_gather", 6}}},
         Case{"Tp2", {.tensor = 2}},
         Case{"Tp2WholeLogits", {.tensor = 2, .loss_parallel = false}},
+        Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
         Case{"Fsdp2Tp2Recomputed",
              {.shards = 2, .tensor = 2, .recompute = true},
              {{"fsdp all_gather", 6},

@@ -43,12 +43,12 @@ Batch global_batch(const Problem& problem) {
           {"labels", labels}};
 }
 
-nn::Model build_model(const Problem& problem, const Group& tensor_axis = Group("tp"),
+nn::Model build_model(const Problem& problem, const nn::TensorAxis& axis = {},
                       bool loss_parallel = true) {
   return models::llama::build(problem.args, {.head = models::llama::Head::kLoss,
                                              .device = at::kCPU,
                                              .dtype = at::kDouble,
-                                             .axis = nn::TensorAxis(tensor_axis),
+                                             .axis = axis,
                                              .loss_parallel = loss_parallel});
 }
 
@@ -129,7 +129,8 @@ Result run_step(const Problem& problem, const Layout& layout) {
       return ranks.size() == 1 ? Group(name) : wrapped(world.group(rank, name, ranks));
     };
     const auto tensor_axis = axis("tp", tensor_ranks);
-    const auto model = build_model(problem, tensor_axis, layout.loss_parallel);
+    const auto model = build_model(problem, nn::TensorAxis(tensor_axis, layout.overlap),
+                                   layout.loss_parallel);
     using Policy = parallel::activation_checkpoint::Policy;
     const auto applied = parallel::apply(
         model,

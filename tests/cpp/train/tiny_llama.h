@@ -11,6 +11,7 @@
 
 #include "collectives/group.h"
 #include "models/llama/args.h"
+#include "nn/tensor_axis.h"
 #include "parallel/apply.h"
 
 namespace torchtitan::train::testing {
@@ -22,6 +23,7 @@ struct Layout {
   int64_t replicas = 1;
   int64_t tensor = 1;
   bool loss_parallel = true;
+  nn::Overlap overlap = nn::Overlap::kNone;
   plan::Reshard reshard = plan::Reshard::kDefault;
   int64_t num_microbatches = 1;
   bool recompute = false;

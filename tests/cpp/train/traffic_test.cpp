@@ -50,17 +50,25 @@ std::vector<Exchanged> tensor_exchanges(const Problem& problem, const Layout& la
   const int64_t blocks = problem.args.n_layers, dim = problem.args.dim;
   const int64_t forwards = layout.recompute ? 2 : 1;
   const int64_t hidden = tokens * dim;
-  return {{"all_gather", 2 * forwards * blocks, hidden},      // into each half
-          {"reduce_scatter", 2 * forwards * blocks, hidden},  // out of it
-          {"all_gather", 4 * blocks, hidden},      // its gradient, its input again
-          {"reduce_scatter", 2 * blocks, hidden},  // gradient of its input
-          {"all_reduce", blocks, 2 * dim},         // gradients of two norms
-          {"reduce_scatter", 1, hidden},           // embedding
-          {"all_gather", 1, hidden},
-          {"all_gather", 1, hidden},  // head
-          {"all_gather", 1, 3 * tokens * layout.tensor},
-          {"reduce_scatter", 1, hidden},
-          {"all_reduce", 1, dim}};
+  // Gathers into each half of a block and of its gradient, into the head; sums out of
+  // each half and of its gradient, out of the head's.
+  const int64_t gathers = 2 * forwards * blocks + 2 * blocks + 1;
+  const int64_t sums = gathers;
+  std::vector<Exchanged> all = {{"all_gather", 2 * blocks, hidden},  // its input again
+                                {"all_reduce", blocks, 2 * dim},     // two norms
+                                {"reduce_scatter", 1, hidden},       // embedding
+                                {"all_gather", 1, hidden},
+                                {"all_gather", 1, 3 * tokens * layout.tensor},  // head
+                                {"all_reduce", 1, dim}};
+  if (layout.overlap == nn::Overlap::kNone) {
+    all.push_back({"all_gather", gathers, hidden});
+    all.push_back({"reduce_scatter", sums, hidden});
+  } else {
+    const int64_t hops = (gathers + sums) * (layout.tensor - 1);
+    all.push_back({"send", hops, hidden / layout.tensor});
+    all.push_back({"recv", hops, hidden / layout.tensor});
+  }
+  return all;
 }
 
 // Gathers of a group in a step of `microbatches`. A gather is saved where the very next
@@ -119,7 +127,8 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
       {.head = models::llama::Head::kLoss,
        .device = at::kCPU,
        .dtype = at::kDouble,
-       .axis = nn::TensorAxis(collectives::fake_group("tp", 0, layout.tensor)),
+       .axis = nn::TensorAxis(collectives::fake_group("tp", 0, layout.tensor),
+                              layout.overlap),
        .loss_parallel = layout.loss_parallel});
   const int64_t rows =
       problem.rows / (layout.num_data_ranks() * layout.num_microbatches);
@@ -197,6 +206,11 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{std::string("Hsdp2x2"), Layout{.shards = 2, .replicas = 2}},
         std::pair{std::string("Tp2"), Layout{.tensor = 2}},
         std::pair{std::string("Tp4Recomputed"), Layout{.tensor = 4, .recompute = true}},
+        std::pair{std::string("Tp2Ring"),
+                  Layout{.tensor = 2, .overlap = nn::Overlap::kRing}},
+        std::pair{
+            std::string("Tp4RecomputedRing"),
+            Layout{.tensor = 4, .overlap = nn::Overlap::kRing, .recompute = true}},
         std::pair{std::string("Fsdp3Tp2"), Layout{.shards = 3, .tensor = 2}},
         std::pair{std::string("Hsdp2x2Tp2"),
                   Layout{.shards = 2, .replicas = 2, .tensor = 2}}),

@@ -25,6 +25,7 @@ LAYOUTS = {
     "hsdp_2x2": {"replicate": 2, "shard": 2},
     "tp_2": {"tensor": 2},
     "tp_4": {"tensor": 4},
+    "tp_4_ring": {"tensor": 4, "ring": 1},
     "fsdp_2_tp_2": {"shard": 2, "tensor": 2},
     "hsdp_2x2_tp_2": {"replicate": 2, "shard": 2, "tensor": 2},
 }
@@ -36,10 +37,12 @@ def degrees(layout: dict[str, int]) -> tuple[str, ...]:
         "shard": "data-parallel-shard",
         "tensor": "tensor-parallel",
     }
-    return tuple(
+    flags = tuple(
         f"--parallelism.{name}-degree={layout.get(key, 1)}"
         for key, name in names.items()
     )
+    ring = ("--parallelism.enable-async-tensor-parallel",) if "ring" in layout else ()
+    return flags + ring
 
 
 def one_rank(folder: Path, *flags: str) -> Any:

@@ -35,13 +35,6 @@ UNSUPPORTED = {
         ["--model.converters=float8"],
         ["--quantize.linear.float8.filter_fqns=output", "--model.converters="],
     ),
-    "parallelism.enable_async_tensor_parallel": (
-        [
-            "--parallelism.enable_async_tensor_parallel",
-            "--parallelism.tensor_parallel_degree=2",
-        ],
-        ["--parallelism.enable_async_tensor_parallel"],
-    ),
     "parallelism.pipeline_parallel_degree": (
         ["--parallelism.pipeline_parallel_degree=2"],
         [

@@ -139,7 +139,6 @@ NOT_SUPPORTED = {
     "llama3_70b": [],
     "llama3_405b": [
         "model.converters",
-        "parallelism.enable_async_tensor_parallel",
         "compile.enable",
     ],
 }

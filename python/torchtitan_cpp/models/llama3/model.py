@@ -31,6 +31,7 @@ class Transformer(CppModule):
         device: torch.device,
         dtype: torch.dtype,
         tensor_axis: Group | None = None,
+        overlap_exchanges: bool = False,
         loss_parallel: bool = True,
     ) -> _C.nn.Model:
         return _C.models.llama.build(
@@ -39,5 +40,6 @@ class Transformer(CppModule):
             device=device,
             dtype=dtype,
             tensor_axis=tensor_axis or Group("tp"),
+            overlap_exchanges=overlap_exchanges,
             loss_parallel=loss_parallel,
         )

@@ -33,6 +33,7 @@ struct Case {
   int64_t ranks;
   Head head;
   bool loss_parallel;
+  nn::Overlap overlap = nn::Overlap::kNone;
 };
 
 struct Parts {
@@ -45,7 +46,7 @@ Parts run(const Case& c, const collectives::Group& axis) {
   const auto model = build(args(), {.head = c.head,
                                     .device = at::kCPU,
                                     .dtype = at::kDouble,
-                                    .axis = nn::TensorAxis(axis),
+                                    .axis = nn::TensorAxis(axis, c.overlap),
                                     .loss_parallel = c.loss_parallel});
   Parts parts;
   std::vector<nn::TensorList> leaves;
@@ -106,7 +107,10 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"WholeLogitsLoss2", 2, Head::kLoss, false},
                       Case{"WholeLogitsLoss4", 4, Head::kLoss, false},
                       Case{"Logits2", 2, Head::kLogits, true},
-                      Case{"Logits4", 4, Head::kLogits, true}),
+                      Case{"Logits4", 4, Head::kLogits, true},
+                      Case{"Ring2", 2, Head::kLoss, true, nn::Overlap::kRing},
+                      Case{"Ring4", 4, Head::kLoss, true, nn::Overlap::kRing},
+                      Case{"LogitsRing4", 4, Head::kLogits, true, nn::Overlap::kRing}),
     [](const auto& info) { return info.param.name; });
 
 TEST(LlamaTensorParallel, RefusesRanksThatDoNotDivideTheHeads) {
@@ -115,7 +119,8 @@ TEST(LlamaTensorParallel, RefusesRanksThatDoNotDivideTheHeads) {
                  {.head = Head::kLoss,
                   .device = at::kMeta,
                   .dtype = at::kFloat,
-                  .axis = nn::TensorAxis(collectives::fake_group("tp", 0, ranks)),
+                  .axis = nn::TensorAxis(collectives::fake_group("tp", 0, ranks),
+                                         nn::Overlap::kNone),
                   .loss_parallel = true});
   };
   EXPECT_NO_THROW(build_over(4));
