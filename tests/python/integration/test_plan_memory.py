@@ -76,6 +76,24 @@ def test_of_a_small_batch(
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize("exchanges", ["no-enable", "enable"])
+def test_of_tensor_ranks(
+    exchanges: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (
+        *JOB,
+        "--model.flavor=debugmodel",
+        "--training.local-batch-size=4",
+        "--training.seq-len=512",
+        "--parallelism.tensor-parallel-degree=2",
+        f"--parallelism.{exchanges}-async-tensor-parallel",
+        *MODES["none"],
+    )
+    run(tmp_path, *flags, ranks=2)
+    expected = planned_mib(flags, 2, monkeypatch)
+    assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE_SMALL[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "flavor", "rows", "mode"),
