@@ -74,13 +74,15 @@ void bind_shapes(py::module_& module) {
                            "Sizes of a link of the model's chain, per microbatch.")
       .def(
           py::init([](std::string name, std::vector<int64_t> groups,
-                      int64_t forward_flops, int64_t backward_flops,
-                      int64_t input_bytes, int64_t output_bytes, int64_t saved_bytes,
-                      int64_t forward_temporary_bytes, int64_t backward_temporary_bytes,
-                      bool recompute, bool saves_outputs) {
+                      int64_t forward_flops, int64_t recompute_flops,
+                      int64_t backward_flops, int64_t input_bytes, int64_t output_bytes,
+                      int64_t saved_bytes, int64_t forward_temporary_bytes,
+                      int64_t backward_temporary_bytes, bool recompute,
+                      bool saves_outputs) {
             return SegmentShape{.name = std::move(name),
                                 .groups = std::move(groups),
                                 .forward_flops = forward_flops,
+                                .recompute_flops = recompute_flops,
                                 .backward_flops = backward_flops,
                                 .input_bytes = input_bytes,
                                 .output_bytes = output_bytes,
@@ -91,13 +93,14 @@ void bind_shapes(py::module_& module) {
                                 .saves_outputs = saves_outputs};
           }),
           py::kw_only(), py::arg("name"), py::arg("groups"), py::arg("forward_flops"),
-          py::arg("backward_flops"), py::arg("input_bytes"), py::arg("output_bytes"),
-          py::arg("saved_bytes"), py::arg("forward_temporary_bytes"),
-          py::arg("backward_temporary_bytes"), py::arg("recompute"),
-          py::arg("saves_outputs") = false)
+          py::arg("recompute_flops"), py::arg("backward_flops"), py::arg("input_bytes"),
+          py::arg("output_bytes"), py::arg("saved_bytes"),
+          py::arg("forward_temporary_bytes"), py::arg("backward_temporary_bytes"),
+          py::arg("recompute"), py::arg("saves_outputs") = false)
       .def_readonly("name", &SegmentShape::name)
       .def_readonly("groups", &SegmentShape::groups, "Indices of the groups it uses.")
       .def_readonly("forward_flops", &SegmentShape::forward_flops)
+      .def_readonly("recompute_flops", &SegmentShape::recompute_flops)
       .def_readonly("backward_flops", &SegmentShape::backward_flops)
       .def_readonly("input_bytes", &SegmentShape::input_bytes)
       .def_readonly("output_bytes", &SegmentShape::output_bytes)

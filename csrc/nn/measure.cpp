@@ -56,9 +56,11 @@ class Chain {
     const auto leaves = leaves_of(segment);
     const auto flops = segment.flops(inputs, leaves);
     shape.forward_flops = flops.forward;
+    shape.recompute_flops = flops.recompute;
     shape.backward_flops = flops.backward;
     auto exchanges = segment.exchanges(inputs, leaves);
     shape.forward_exchanges = std::move(exchanges.forward);
+    shape.recompute_exchanges = std::move(exchanges.recompute);
     shape.backward_exchanges = std::move(exchanges.backward);
     auto& memory = core::meta_memory();
     const int64_t before = memory.live();

@@ -27,13 +27,15 @@ struct ParameterRef {
 // Floating point operations; a multiply-add counts two.
 struct Flops {
   int64_t forward = 0;
-  int64_t backward = 0;  // without running forward again
+  int64_t backward = 0;   // without running forward again
+  int64_t recompute = 0;  // of running it again for what it saves
 };
 
 // Collectives that a segment runs by itself, in their order.
 struct Exchanges {
   std::vector<plan::Exchange> forward = {};
   std::vector<plan::Exchange> backward = {};
+  std::vector<plan::Exchange> recompute = {};
 };
 
 class Segment {
@@ -57,6 +59,13 @@ class Segment {
   // or a forward that will be run again before its backward).
   virtual TensorList forward(const TensorList& inputs, const TensorList& parameters,
                              std::unique_ptr<Saved>* saved) = 0;
+
+  // What forward saves, once more from the same inputs and parameters: activation
+  // checkpointing. A segment may leave out what only its outputs need.
+  virtual void recompute(const TensorList& inputs, const TensorList& parameters,
+                         std::unique_ptr<Saved>* saved) {
+    forward(inputs, parameters, saved);
+  }
 
   // Gradients of the inputs, undefined where there is none. Adds the gradient of each
   // parameter into its .grad, which is preset. An undefined output gradient is zero.

@@ -47,6 +47,7 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
   return {.name = segment.name(),
           .groups = {groups.begin(), groups.end()},
           .forward_flops = 0,
+          .recompute_flops = 0,
           .backward_flops = 0,
           .input_bytes = 0,
           .output_bytes = 0,

@@ -59,9 +59,11 @@ class Clock {
 
   double flops(const Action& action) const {
     const SegmentShape& segment = shape_.segments.at(action.segment);
-    return static_cast<double>(action.kind == ActionKind::kBackward
-                                   ? segment.backward_flops
-                                   : segment.forward_flops);
+    switch (action.kind) {
+      case ActionKind::kForward: return static_cast<double>(segment.forward_flops);
+      case ActionKind::kRecompute: return static_cast<double>(segment.recompute_flops);
+      default: return static_cast<double>(segment.backward_flops);
+    }
   }
 
   double segment_seconds(const Action& action) const {

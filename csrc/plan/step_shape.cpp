@@ -29,11 +29,12 @@ void check(const SegmentShape& segment, int64_t num_groups) {
     check_value(used.insert(group).second, "step shape: segment '", segment.name,
                 "' names group ", group, " twice");
   }
-  check_value(std::min({segment.forward_flops, segment.backward_flops,
-                        segment.input_bytes, segment.output_bytes, segment.saved_bytes,
-                        segment.forward_temporary_bytes,
-                        segment.backward_temporary_bytes}) >= 0,
-              "step shape: segment '", segment.name, "' has a negative size");
+  check_value(
+      std::min({segment.forward_flops, segment.recompute_flops, segment.backward_flops,
+                segment.input_bytes, segment.output_bytes, segment.saved_bytes,
+                segment.forward_temporary_bytes, segment.backward_temporary_bytes}) >=
+          0,
+      "step shape: segment '", segment.name, "' has a negative size");
 }
 
 }  // namespace

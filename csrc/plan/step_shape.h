@@ -52,6 +52,7 @@ struct SegmentShape {
   std::string name;
   std::vector<int64_t> groups;  // indices of the parameter groups it uses
   int64_t forward_flops;
+  int64_t recompute_flops;          // of running forward again for its backward
   int64_t backward_flops;           // without recomputation
   int64_t input_bytes;              // tensors it is given
   int64_t output_bytes;             // tensors it hands to the next segment
@@ -61,7 +62,8 @@ struct SegmentShape {
   bool recompute;                    // keep only the inputs, run forward again
   // Whether what is saved includes the outputs, which else die with their last reader.
   bool saves_outputs = false;
-  std::vector<Exchange> forward_exchanges = {};  // also when forward runs again
+  std::vector<Exchange> forward_exchanges = {};
+  std::vector<Exchange> recompute_exchanges = {};
   std::vector<Exchange> backward_exchanges = {};
 };
 

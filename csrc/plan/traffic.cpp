@@ -75,8 +75,11 @@ class Counter {
 const std::vector<Exchange>& exchanges_of(const Action& action,
                                           const StepShape& shape) {
   const SegmentShape& segment = shape.segments.at(action.segment);
-  return action.kind == ActionKind::kBackward ? segment.backward_exchanges
-                                              : segment.forward_exchanges;
+  switch (action.kind) {
+    case ActionKind::kForward: return segment.forward_exchanges;
+    case ActionKind::kRecompute: return segment.recompute_exchanges;
+    default: return segment.backward_exchanges;
+  }
 }
 
 std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& shape) {

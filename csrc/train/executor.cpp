@@ -139,7 +139,7 @@ void Executor::recompute(const plan::Action& action) {
   const auto s = static_cast<size_t>(action.segment);
   auto& live = live_.at(static_cast<size_t>(action.microbatch));
   check_gathered(*model_.segments.at(s));
-  model_.segments[s]->forward(live.inputs[s], parameters_[s], &live.saved[s]);
+  model_.segments[s]->recompute(live.inputs[s], parameters_[s], &live.saved[s]);
   live.inputs[s].clear();
 }
 

@@ -23,15 +23,6 @@ namespace {
 using nn::TensorList;
 namespace fused = ops::fused;
 
-// What backward needs; the normed inputs and the gated product are computed again.
-struct Kept final : nn::Segment::Saved {
-  at::Tensor x_BsE, rstd1_n;
-  at::Tensor q_BSHD, k_BSGD, v_BSGD;  // rotated
-  at::Tensor o_BSHD, lse_BHS;
-  at::Tensor h_nE, rstd2_n;
-  at::Tensor gate_NF, up_NF;
-};
-
 at::Tensor tokens(const at::Tensor& x) { return x.view({x.size(0) * x.size(1), -1}); }
 
 // [n, E] of all ranks through each weight, [N, outputs].
@@ -46,6 +37,15 @@ TensorList projections(const at::Tensor& x, const TensorList& weights,
 }
 
 }  // namespace
+
+// What backward needs; the normed inputs and the gated product are computed again.
+struct Block::Kept final : Saved {
+  at::Tensor x_BsE, rstd1_n;
+  at::Tensor q_BSHD, k_BSGD, v_BSGD;  // rotated
+  at::Tensor o_BSHD, lse_BHS;
+  at::Tensor h_nE, rstd2_n;
+  at::Tensor gate_NF, up_NF;
+};
 
 Block::Block(std::string name, std::vector<nn::ParameterRef> parameters,
              const Args& args, ops::RopeTable rope, nn::TensorAxis axis)
@@ -82,7 +82,10 @@ nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
   const int64_t length = inputs[0].size(1) * axis_.size();
   const int64_t of_token = 2 * weights + 4 * w[kWq].size(0) * length;
   const int64_t forward = inputs[0].size(0) * length * of_token;
-  return {.forward = forward, .backward = 2 * forward};
+  const int64_t last = 2 * inputs[0].size(0) * length * w[kW2].numel();
+  return {.forward = forward,
+          .backward = 2 * forward,
+          .recompute = is_hand_written(inputs[0], w) ? forward - last : forward};
 }
 
 nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) const {
@@ -101,6 +104,10 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
   }
   // The gradients of the norms travel together, or autograd sends one by one.
   const bool together = is_hand_written(x, w);
+  note(result.recompute, Verb::kGatherStretches);
+  note(result.recompute, Verb::kSumScatterStretches);
+  note(result.recompute, Verb::kGatherStretches);
+  if (!together) note(result.recompute, Verb::kSumScatterStretches);
   const auto& norm = w[kFfnNorm];
   const auto options = together ? norm.grad().options() : norm.options();
   for (int i = 0; i < (together ? 1 : 2); ++i) {
@@ -119,58 +126,61 @@ bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) c
                      });
 }
 
+Block::Half Block::up_to_gate(const at::Tensor& x, const TensorList& w) const {
+  auto kept = std::make_unique<Kept>();
+  kept->x_BsE = x.contiguous();
+  const auto x_nE = tokens(kept->x_BsE);
+  const auto per_head = [&](const at::Tensor& projected) {
+    return projected.view({x.size(0), x.size(1) * axis_.size(), -1, args_.head_dim()});
+  };
+  const auto normed_nE = at::empty_like(x_nE);
+  kept->rstd1_n = at::empty({x_nE.size(0)}, fused::wide_options(x_nE));
+  fused::rms_norm(x_nE, {}, w[kAttentionNorm], args_.norm_eps, normed_nE,
+                  kept->rstd1_n);
+  const auto qkv = projections(normed_nE, {w[kWq], w[kWk], w[kWv]}, axis_);
+  const auto& q = kept->q_BSHD = per_head(qkv[0]);
+  kept->k_BSGD = per_head(qkv[1]);
+  kept->v_BSGD = per_head(qkv[2]);
+  fused::rope_(q, rope_, fused::Turn::kForward);
+  fused::rope_(kept->k_BSGD, rope_, fused::Turn::kForward);
+  kept->o_BSHD = at::empty_like(q);
+  kept->lse_BHS =
+      at::empty({q.size(0), q.size(2), q.size(1)}, fused::wide_options(x_nE));
+  fused::causal_attention(q, kept->k_BSGD, kept->v_BSGD, kept->o_BSHD, kept->lse_BHS);
+
+  kept->h_nE = nn::product_sum(tokens(kept->o_BSHD.flatten(2)), w[kWo], axis_);
+  kept->rstd2_n = at::empty_like(kept->rstd1_n);
+  // Adds the residual to h on the way.
+  fused::rms_norm(kept->h_nE, x_nE, w[kFfnNorm], args_.norm_eps, normed_nE,
+                  kept->rstd2_n);
+  const auto gate_up = projections(normed_nE, {w[kW1], w[kW3]}, axis_);
+  kept->gate_NF = gate_up[0];
+  kept->up_NF = gate_up[1];
+  return {std::move(kept), normed_nE};
+}
+
 TensorList Block::forward(const TensorList& inputs, const TensorList& w,
                           std::unique_ptr<Saved>* saved) {
   if (!is_hand_written(inputs[0], w)) return AutogradSegment::forward(inputs, w, saved);
   const c10::AutoGradMode off(false);
-  const auto x_BsE = inputs[0].contiguous();
-  const auto x_nE = tokens(x_BsE);
-  const auto per_head = [&](const at::Tensor& x) {
-    return x.view({x_BsE.size(0), x_BsE.size(1) * axis_.size(), -1, args_.head_dim()});
-  };
-
-  const auto normed_nE = at::empty_like(x_nE);
-  const auto rstd1_n = at::empty({x_nE.size(0)}, fused::wide_options(x_nE));
-  fused::rms_norm(x_nE, {}, w[kAttentionNorm], args_.norm_eps, normed_nE, rstd1_n);
-  const auto qkv = projections(normed_nE, {w[kWq], w[kWk], w[kWv]}, axis_);
-  const auto q_BSHD = per_head(qkv[0]);
-  const auto k_BSGD = per_head(qkv[1]);
-  const auto v_BSGD = per_head(qkv[2]);
-  fused::rope_(q_BSHD, rope_, fused::Turn::kForward);
-  fused::rope_(k_BSGD, rope_, fused::Turn::kForward);
-  const auto o_BSHD = at::empty_like(q_BSHD);
-  const auto lse_BHS = at::empty({q_BSHD.size(0), q_BSHD.size(2), q_BSHD.size(1)},
-                                 fused::wide_options(x_nE));
-  fused::causal_attention(q_BSHD, k_BSGD, v_BSGD, o_BSHD, lse_BHS);
-
-  const auto h_nE = nn::product_sum(tokens(o_BSHD.flatten(2)), w[kWo], axis_);
-  const auto rstd2_n = at::empty_like(rstd1_n);
-  // Adds the residual to h on the way.
-  fused::rms_norm(h_nE, x_nE, w[kFfnNorm], args_.norm_eps, normed_nE, rstd2_n);
-  const auto gate_up = projections(normed_nE, {w[kW1], w[kW3]}, axis_);
-  const auto &gate_NF = gate_up[0], &up_NF = gate_up[1];
+  auto [kept, normed_nE] = up_to_gate(inputs[0], w);
   // Where nothing is kept the product may take the gate's place.
+  const auto& gate_NF = kept->gate_NF;
   const auto gated_NF = saved == nullptr ? gate_NF : at::empty_like(gate_NF);
-  fused::swiglu(gate_NF, up_NF, gated_NF);
-  const auto y_nE = normed_nE.copy_(h_nE);
+  fused::swiglu(gate_NF, kept->up_NF, gated_NF);
+  const auto y_nE = normed_nE.copy_(kept->h_nE);
   nn::add_product_sum_(y_nE, gated_NF, w[kW2], axis_);
+  if (saved != nullptr) *saved = std::move(kept);
+  return {y_nE.view_as(inputs[0])};
+}
 
-  if (saved != nullptr) {
-    auto kept = std::make_unique<Kept>();
-    kept->x_BsE = x_BsE;
-    kept->rstd1_n = rstd1_n;
-    kept->q_BSHD = q_BSHD;
-    kept->k_BSGD = k_BSGD;
-    kept->v_BSGD = v_BSGD;
-    kept->o_BSHD = o_BSHD;
-    kept->lse_BHS = lse_BHS;
-    kept->h_nE = h_nE;
-    kept->rstd2_n = rstd2_n;
-    kept->gate_NF = gate_NF;
-    kept->up_NF = up_NF;
-    *saved = std::move(kept);
+void Block::recompute(const TensorList& inputs, const TensorList& w,
+                      std::unique_ptr<Saved>* saved) {
+  if (!is_hand_written(inputs[0], w)) {
+    return AutogradSegment::recompute(inputs, w, saved);
   }
-  return {y_nE.view_as(x_BsE)};
+  const c10::AutoGradMode off(false);
+  *saved = up_to_gate(inputs[0], w).kept;
 }
 
 TensorList Block::backward(std::unique_ptr<Saved> saved,

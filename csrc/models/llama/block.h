@@ -30,6 +30,9 @@ class Block final : public nn::AutogradSegment {
                          const nn::TensorList& parameters) const override;
   nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
                          std::unique_ptr<Saved>* saved) override;
+  // Leaves out the last product.
+  void recompute(const nn::TensorList& inputs, const nn::TensorList& parameters,
+                 std::unique_ptr<Saved>* saved) override;
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
@@ -39,6 +42,14 @@ class Block final : public nn::AutogradSegment {
                           const nn::TensorList& parameters) const override;
 
  private:
+  struct Kept;
+  // All of forward up to the gate and the other half of the product; `normed` has the
+  // place of a normed input, free to be used.
+  struct Half {
+    std::unique_ptr<Kept> kept;
+    at::Tensor normed;
+  };
+  Half up_to_gate(const at::Tensor& x, const nn::TensorList& parameters) const;
   bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;
   at::Tensor heads(const at::Tensor& x) const;
 

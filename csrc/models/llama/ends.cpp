@@ -115,6 +115,7 @@ nn::Exchanges Embedding::exchanges(const TensorList& inputs,
   const int64_t numel = inputs[0].numel() * weight.size(1);
   nn::Exchanges result;
   axis_.note(result.forward, Verb::kSumScatter, numel, weight.options());
+  result.recompute = result.forward;
   axis_.note(result.backward, Verb::kGather, numel, weight.options());
   return result;
 }
@@ -236,7 +237,7 @@ nn::Flops HeadSegment::flops(const TensorList& inputs,
                              const TensorList& parameters) const {
   const int64_t forward =
       2 * inputs[0].numel() * options_.axis.size() * parameters[1].size(0);
-  return {.forward = forward, .backward = 2 * forward};
+  return {.forward = forward, .backward = 2 * forward, .recompute = forward};
 }
 
 nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
@@ -260,6 +261,7 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
                 h.options());
     }
     axis.note(result.backward, Verb::kSum, norm.numel(), norm.grad().options());
+    result.recompute = result.forward;
     return result;
   }
   axis.note(result.forward, Verb::kGatherStretches, hidden, h.options());
@@ -274,6 +276,7 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
   axis.note(result.backward, Verb::kGather, hidden, h.options());
   axis.note(result.backward, Verb::kSumScatterStretches, hidden, h.options());
   axis.note(result.backward, Verb::kSum, norm.numel(), norm.options());
+  result.recompute = result.forward;
   return result;
 }
 

@@ -135,10 +135,12 @@ def _flops_by_kind(
     for action in program:
         if action.kind in flops:
             segment = shape.segments[action.segment]
-            backward = action.kind == "Backward"
-            flops[action.kind] += (
-                segment.backward_flops if backward else segment.forward_flops
-            )
+            of_kind = {
+                "Forward": segment.forward_flops,
+                "Recompute": segment.recompute_flops,
+                "Backward": segment.backward_flops,
+            }
+            flops[action.kind] += of_kind[action.kind]
     return flops
 
 

@@ -108,7 +108,6 @@ TEST_P(MutationTest, EveryCollectiveThatIsLeftOutIsNoticed) {
   }
 }
 
-// The output of a block that runs again is read by nobody.
 // The last gather is the embedding's for its backward, which does not read the weight.
 // Norms of the groups that step early serve the check for NaN only.
 INSTANTIATE_TEST_SUITE_P(
@@ -129,9 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
         Case{"Fsdp2Tp2Recomputed",
              {.shards = 2, .tensor = 2, .recompute = true},
-             {{"fsdp all_gather", 6},
-              {"tp reduce_scatter", 7},
-              {"tp reduce_scatter", 11}}}),
+             {{"fsdp all_gather", 6}}}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -53,7 +53,8 @@ std::vector<Exchanged> tensor_exchanges(const Problem& problem, const Layout& la
   // Gathers into each half of a block and of its gradient, into the head; sums out of
   // each half and of its gradient, out of the head's.
   const int64_t gathers = 2 * forwards * blocks + 2 * blocks + 1;
-  const int64_t sums = gathers;
+  // A block that runs again needs no output.
+  const int64_t sums = gathers - (forwards - 1) * blocks;
   std::vector<Exchanged> all = {{"all_gather", 2 * blocks, hidden},  // its input again
                                 {"all_reduce", blocks, 2 * dim},     // two norms
                                 {"reduce_scatter", 1, hidden},       // embedding
@@ -149,6 +150,7 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
     }
     auto exchanges = segment.exchanges(inputs, parameters);
     shape.segments[i].forward_exchanges = std::move(exchanges.forward);
+    shape.segments[i].recompute_exchanges = std::move(exchanges.recompute);
     shape.segments[i].backward_exchanges = std::move(exchanges.backward);
   }
   return shape;

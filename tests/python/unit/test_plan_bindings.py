@@ -32,6 +32,7 @@ def make_shape(*, shards: int, num_microbatches: int = 1) -> Any:
             name=f"segment{index}",
             groups=[index],
             forward_flops=100,
+            recompute_flops=90,
             backward_flops=200,
             input_bytes=16,
             output_bytes=16,
