@@ -1,4 +1,5 @@
 // Every layout gives the loss and all gradients of plain autograd over one process.
+#include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
 #include "train/tiny_llama.h"
@@ -122,6 +123,18 @@ TEST_P(TensorLayoutTest, EqualsPlainAutogradWithTiedEmbeddingsAndRecomputedBlock
 INSTANTIATE_TEST_SUITE_P(Equality, TensorLayoutTest,
                          ::testing::ValuesIn(tensor_layouts()),
                          [](const auto& info) { return info.param.first; });
+
+TEST(Equality, BlocksThatRunAgainGiveTheSameBits) {
+  for (Layout layout : {Layout{}, Layout{.shards = 2, .tensor = 2}}) {
+    const auto kept = run_step(tensor_problem(), layout);
+    layout.recompute = true;
+    const auto again = run_step(tensor_problem(), layout);
+    EXPECT_EQ(again.loss, kept.loss);
+    for (const auto& [name, gradient] : kept.gradients) {
+      EXPECT_TRUE(at::equal(again.gradients.at(name), gradient)) << name;
+    }
+  }
+}
 
 TEST(Equality, ATensorRankWithoutAnyClassOfTheVocabulary) {
   // Two classes each for the first two ranks, one for the third, none for the last.
