@@ -47,6 +47,8 @@ else
     -m "$train_file" "${flags[@]}" || status=$?
 fi
 [ $status -eq 0 ] || exit $status
+# Another module has flags and files of its own.
+[ "$train_file" = torchtitan_cpp.train ] || exit 0
 [[ " ${flags[*]} " != *" --help "* ]] || exit 0
 
 # The folder that the flags or the configuration name; none for a dry run.

@@ -1,7 +1,8 @@
-"""The start-up summary of a run, from its built parts."""
+"""What the texts before the first step and after the last say of a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,12 +55,35 @@ def summarize(trainer: Trainer) -> RunSummary:
         f"decay to {schedule.min_lr_factor:g} x lr",
         checkpoint=f"every {saving.interval} steps in "
         f"{config.job.dump_folder}/{saving.folder}"
-        if saving.enable
+        if saving.enable and not trainer.world.is_fake
         else "off",
-        dump_folder=config.job.dump_folder,
+        dump_folder=None if trainer.world.is_fake else config.job.dump_folder,
         seed=trainer.seed,
         notes=tuple(_notes(trainer)),
     )
+
+
+def files_of(trainer: Trainer) -> dict[str, Path]:
+    """Where a run with these settings writes what; some may not be there yet."""
+    config = trainer.job_config
+    folder = Path(config.job.dump_folder)
+    loggers = folder / config.metrics.save_tb_folder
+    profiling = config.profiling
+    settings = config.job.save_config_file
+    files = {
+        "settings": (settings is not None, folder / (settings or "")),
+        "metrics": (True, folder / "metrics.jsonl"),
+        "validation": (config.validation.enable, folder / "validation.jsonl"),
+        "tensorboard": (config.metrics.enable_tensorboard, loggers),
+        "wandb": (config.metrics.enable_wandb, loggers),
+        "traces": (profiling.enable_profiling, folder / profiling.save_traces_folder),
+        "snapshots": (
+            profiling.enable_memory_snapshot,
+            folder / profiling.save_memory_snapshot_folder,
+        ),
+        "checkpoints": (config.checkpoint.enable, Path(trainer.checkpointer.folder)),
+    }
+    return {label: path for label, (written, path) in files.items() if written}
 
 
 def _describe_device(device: torch.device) -> str:

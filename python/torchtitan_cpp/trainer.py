@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
     maybe_enable_profiling,
 )
-from torchtitan_cpp.run_summary import summarize
+from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import GroupRanks, collect, load
 from torchtitan_cpp.world import World, build_world
@@ -361,15 +360,11 @@ class Trainer:
         return float(evaluation.loss_sum), float(evaluation.num_tokens)
 
     def _closing(self, started: float, first_step: int) -> str:
-        folder = Path(self.job_config.job.dump_folder)
         return format_closing(
             steps=self.step - first_step,
             seconds=time.monotonic() - started,
             losses=self._losses,
-            files={
-                "metrics": folder / "metrics.jsonl",
-                "checkpoints": Path(self.checkpointer.folder),
-            },
+            files=files_of(self),
         )
 
     def close(self, *, failed: bool = False) -> None:

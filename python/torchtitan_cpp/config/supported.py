@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torchtitan_cpp.config.aliases import CONVERTERS
 from torchtitan_cpp.config.job_config import JobConfig
 
 
@@ -44,7 +45,8 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
     ),
     Missing(
         field="model.converters",
-        needed=lambda c: bool(c.model.converters),
+        # Any other name is unknown rather than not supported yet.
+        needed=lambda c: any(name in CONVERTERS for name in c.model.converters),
         what="quantized training",
         hint="set model.converters = []",
     ),

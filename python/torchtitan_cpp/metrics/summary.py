@@ -55,8 +55,8 @@ class RunSummary:
     """Such as ``2 warmup steps, then linear to 0.0 over 8``."""
     checkpoint: str
     """Such as ``off`` or ``every 500 steps in outputs/checkpoint``."""
-    dump_folder: str
-    """Where everything that the run writes lies."""
+    dump_folder: str | None
+    """Where everything that the run writes lies; None: it writes nothing."""
     seed: int | None = None
     """Of initial weights; None: drawn by the run."""
     notes: tuple[str, ...] = ()

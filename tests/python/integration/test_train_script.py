@@ -59,13 +59,18 @@ def test_a_run_ends_by_saying_where_its_files_are(clone: Path) -> None:
     assert (clone / "files" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("by_flag", [False, True])
-def test_a_dry_run_names_no_files_for_it_writes_none(
-    by_flag: bool, clone: Path
+@pytest.mark.parametrize(
+    ("flags", "variables"),
+    [
+        ([], {"COMM_MODE": "fake_backend", "NGPU": "4"}),
+        pytest.param(["--comm.mode=fake_backend"], {}, marks=pytest.mark.slow),
+        pytest.param([], {"TRAIN_FILE": "torchtitan_cpp.plan"}, marks=pytest.mark.slow),
+    ],
+    ids=["variable", "flag", "plan"],
+)
+def test_what_writes_no_files_names_none(
+    flags: list[str], variables: dict[str, str], clone: Path
 ) -> None:
-    if by_flag:
-        output = train(clone, "--comm.mode=fake_backend")
-    else:
-        output = train(clone, COMM_MODE="fake_backend", NGPU="4")
+    output = train(clone, *flags, **variables)
     assert "The files of this run" not in output
     assert not (clone / "files").exists()

@@ -11,6 +11,7 @@ from torchtitan_cpp.config import (
     ConfigError,
     ConfigManager,
     JobConfig,
+    check_run,
     config_from_dict,
     config_json,
     load_config,
@@ -291,6 +292,13 @@ def test_float8_among_converters_means_the_linear_one():
     assert "'float8' means 'quantize.linear.float8'" in loaded.notes[0]
     (found,) = problems(["--model.converters", "quantize.linear.float"])
     assert "did you mean 'quantize.linear.float8'?" in found
+
+
+def test_an_unknown_converter_is_told_once():
+    with pytest.raises(ConfigError) as caught:
+        check_run(read_config(["--model.converters=float16"]), world_size=1)
+    (problem,) = caught.value.problems
+    assert "expected names among" in str(problem)
 
 
 def test_tokenizer_path_still_gives_hf_assets_path(toml, tmp_path):

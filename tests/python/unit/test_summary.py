@@ -71,9 +71,16 @@ def test_summary_is_aligned_and_complete() -> None:
 
 def test_unknown_values_leave_their_line_out() -> None:
     text = format_summary(
-        replace(RUN, flops_per_token=None, tokenizer=None, seed=None, notes=())
+        replace(
+            RUN,
+            flops_per_token=None,
+            tokenizer=None,
+            dump_folder=None,
+            seed=None,
+            notes=(),
+        )
     )
-    for word in ("flops", "tokenizer", "seed", "note"):
+    for word in ("flops", "tokenizer", "files", "seed", "note"):
         assert word not in text
 
 
