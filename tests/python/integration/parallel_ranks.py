@@ -1,4 +1,4 @@
-"""One rank of the scenarios of test_parallel.py: python parallel_ranks.py SCENARIO."""
+"""What runs in the processes of test_parallel_processes.py: one rank of a scenario."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import torch
 from torchtitan_cpp._C.collectives import ReduceOp
+from training_ranks import become_rank
 
 from torchtitan_cpp import parallel
 from torchtitan_cpp._C import core
@@ -163,13 +164,23 @@ def train(
             distributed.first_step_passed()
 
 
-def main() -> int:
-    scenario = sys.argv[1]
+def run_rank(
+    scenario: str, init_timeout: float, environment: dict[str, str], output: str
+) -> None:
+    """The whole life of one rank; other arguments as in training_ranks.become_rank."""
+    become_rank(environment, output)
+    code = play(scenario, init_timeout)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def play(scenario: str, init_timeout: float) -> int:
+    """The exit code of one rank."""
     core.install_stop_signal(echo_seconds=0)
     try:
         distributed = parallel.init_distributed(
             device_type="cpu",
-            init_timeout_seconds=float(sys.argv[2]),
+            init_timeout_seconds=init_timeout,
             train_timeout_seconds=3.0,
             heartbeat_seconds=0.1,
         )
@@ -188,7 +199,3 @@ def main() -> int:
         return parallel.EXIT_RANK_LOST
     distributed.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,138 +2,142 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from parallel_ranks import run_rank
 from ports import reserved_port
+from training_runs import rank_environment, server
 
-WORKER = Path(__file__).with_name("parallel_ranks.py")
 EXIT_RANK_LOST = 75
+
+
+class Rank:
+    """One process of a group."""
+
+    def __init__(self, process: Any, output: Path) -> None:
+        self.process = process
+        self._output = output
+
+    def finish(self) -> str:
+        """Wait until it has ended; what it has printed."""
+        self.process.join(240)
+        assert self.process.exitcode is not None, "it hangs"
+        output = self._output.read_text()
+        assert "terminate called" not in output
+        return output
+
+    def named_line(self) -> str:
+        """The one line with which it ended because another rank was lost."""
+        output = self.finish()
+        assert self.process.exitcode == EXIT_RANK_LOST, output
+        assert "Traceback" not in output
+        lines = [line for line in output.splitlines() if line.startswith("LINE ")]
+        assert len(lines) == 1, output
+        return lines[0].removeprefix("LINE ")
 
 
 @contextmanager
 def ranks(
-    scenario: str, *, started: int, size: int, init_timeout: float = 120.0
-) -> Iterator[list[subprocess.Popen[str]]]:
+    folder: Path, scenario: str, *, started: int, size: int, init_timeout: float = 120.0
+) -> Iterator[list[Rank]]:
     """Start the first `started` of `size` ranks; none of them outlives the test."""
-    processes = []
-    stack = ExitStack()
-    port = str(stack.enter_context(reserved_port()))
-    try:
-        for rank in range(started):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "LOCAL_WORLD_SIZE": str(size),
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            }
-            environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), scenario, str(init_timeout)],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
+    members = []
+    with reserved_port() as port:
+        try:
+            for rank in range(started):
+                environment = rank_environment(rank, size, str(port))
+                output = folder / f"{scenario}-{rank}.txt"
+                process = server().Process(
+                    target=run_rank,
+                    args=(scenario, init_timeout, environment, str(output)),
                 )
-            )
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-        stack.close()
+                process.start()
+                members.append(Rank(process, output))
+            yield members
+        finally:
+            for member in members:
+                member.process.kill()
+                member.process.join()
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert "terminate called" not in output
-    return output
-
-
-def named_line(process: subprocess.Popen[str]) -> str:
-    """The one line with which a rank ended because another one was lost."""
-    output = finish(process)
-    assert process.returncode == EXIT_RANK_LOST, output
-    assert "Traceback" not in output
-    lines = [line for line in output.splitlines() if line.startswith("LINE ")]
-    assert len(lines) == 1, output
-    return lines[0].removeprefix("LINE ")
-
-
-def test_every_verb_equals_plain_torch_on_every_axis_of_a_mesh():
-    with ranks("verbs", started=4, size=4) as processes:
-        for process in processes:
-            output = finish(process)
-            assert process.returncode == 0, output
+def test_every_verb_equals_plain_torch_on_every_axis_of_a_mesh(tmp_path):
+    with ranks(tmp_path, "verbs", started=4, size=4) as members:
+        for member in members:
+            output = member.finish()
+            assert member.process.exitcode == 0, output
             assert "all verbs agree" in output
 
 
-def test_a_killed_rank_is_named_by_all_others():
-    with ranks("killed", started=3, size=3) as processes:
-        pid = processes[2].pid
+def test_a_killed_rank_is_named_by_all_others(tmp_path):
+    with ranks(tmp_path, "killed", started=3, size=3) as members:
+        pid = members[2].process.pid
         expected = rf"rank 2 \(\S+, pid {pid}\) has died; last seen in step 12"
-        for process in processes[:2]:
-            assert re.match(expected, named_line(process))
-        assert processes[2].wait() == -signal.SIGKILL
+        for member in members[:2]:
+            assert re.match(expected, member.named_line())
+        members[2].finish()
+        assert members[2].process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
     ("scenario", "expected"),
     [
         ("stopped", r"rank 1 \(\S+, pid {pid}\) has not answered for [1-9]\S* s; last"),
-        ("stalled", r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for"),
+        pytest.param(
+            "stalled",
+            r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_a_rank_that_stands_still_is_named_after_the_timeout(scenario, expected):
-    with ranks(scenario, started=2, size=2) as processes:
-        line = named_line(processes[0])
-        assert re.match(expected.replace("{pid}", str(processes[1].pid)), line), line
+def test_a_rank_that_stands_still_is_named_after_the_timeout(
+    scenario, expected, tmp_path
+):
+    with ranks(tmp_path, scenario, started=2, size=2) as members:
+        line = members[0].named_line()
+        pid = str(members[1].process.pid)
+        assert re.match(expected.replace("{pid}", pid), line), line
         assert "last seen in step 12" in line
 
 
-def test_a_busy_rank_is_waited_for_in_patience_only():
-    with ranks("busy patiently", started=3, size=3) as processes:
-        for process in processes:
-            output = finish(process)
-            assert process.returncode == 0, output
-    with ranks("busy", started=2, size=2) as processes:
-        assert "rank 1 " in named_line(processes[0])
+@pytest.mark.slow
+def test_a_busy_rank_is_waited_for_in_patience_only(tmp_path):
+    with ranks(tmp_path, "busy patiently", started=3, size=3) as members:
+        for member in members:
+            output = member.finish()
+            assert member.process.exitcode == 0, output
+    with ranks(tmp_path, "busy", started=2, size=2) as members:
+        assert "rank 1 " in members[0].named_line()
 
 
-def test_a_rank_that_stands_still_is_named_in_patience_too():
-    with ranks("stopped patiently", started=3, size=3) as processes:
-        expected = rf"rank 2 \(\S+, pid {processes[2].pid}\) has not answered for "
-        for process in processes[:2]:
-            line = named_line(process)
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_named_in_patience_too(tmp_path):
+    with ranks(tmp_path, "stopped patiently", started=3, size=3) as members:
+        pid = members[2].process.pid
+        expected = rf"rank 2 \(\S+, pid {pid}\) has not answered for "
+        for member in members[:2]:
+            line = member.named_line()
             assert re.match(expected, line), line
 
 
-def test_a_rank_that_fails_tells_all_others_why():
-    with ranks("failed", started=2, size=2) as processes:
-        lines = {named_line(process) for process in processes}
+def test_a_rank_that_fails_tells_all_others_why(tmp_path):
+    with ranks(tmp_path, "failed", started=2, size=2) as members:
+        lines = {member.named_line() for member in members}
         assert len(lines) == 1
-        pid = processes[1].pid
+        pid = members[1].process.pid
         assert re.match(
             rf"rank 1 \(\S+, pid {pid}\) failed: ValueError: row 7 is$", lines.pop()
         )
 
 
-def test_a_rank_that_never_starts_is_named_after_the_init_timeout():
-    with ranks("train", started=1, size=2, init_timeout=2.0) as processes:
-        line = named_line(processes[0])
+def test_a_rank_that_never_starts_is_named_after_the_init_timeout(tmp_path):
+    with ranks(tmp_path, "train", started=1, size=2, init_timeout=2.0) as members:
+        line = members[0].named_line()
     assert line == (
         "1 of 2 ranks did not start within 2 s (comm.init_timeout_seconds): 1"
     )

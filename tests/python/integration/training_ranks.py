@@ -138,23 +138,36 @@ TRAINERS: dict[str, type[Trainer]] = {
 }
 
 
+def become_rank(environment: dict[str, str], output: str) -> None:
+    """Make this process one that torchrun started, with one thread.
+
+    Args:
+        environment: replaces the variables that torchrun sets.
+        output: file that stdout and stderr go to.
+    """
+    for name in (
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "LOG_RANK"),
+        "TORCHELASTIC_USE_AGENT_STORE",
+    ):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+
+
 def run_rank(
     arguments: Sequence[str], environment: dict[str, str], output: str, trainer: str
 ) -> None:
     """The whole life of one rank: as ``python -m torchtitan_cpp.train`` under torchrun.
 
     Args:
-        environment: replaces the variables that torchrun sets.
-        output: file that stdout and stderr go to.
+        environment, output: as in become_rank.
         trainer: name in TRAINERS.
     """
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NGPU", "LOG_RANK"):
-        os.environ.pop(name, None)
-    os.environ.update(environment)
-    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
+    become_rank(environment, output)
     code = main(arguments, trainer_class=TRAINERS[trainer])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -88,17 +88,8 @@ class Job:
         self._outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
         self.processes = []
         for rank, output in enumerate(self._outputs):
-            environment = {"OMP_NUM_THREADS": "1"}
-            if ranks > 1:
-                environment |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(ranks),
-                    "LOCAL_WORLD_SIZE": str(ranks),
-                    "MASTER_ADDR": "localhost",
-                    "MASTER_PORT": port,
-                }
-            process = _server().Process(
+            environment = rank_environment(rank, ranks, port) if ranks > 1 else {}
+            process = server().Process(
                 target=run_rank, args=(arguments, environment, str(output), trainer)
             )
             process.start()
@@ -253,7 +244,19 @@ def import_path() -> str:
     return os.pathsep.join([here, *(path for path in paths if path not in ("", here))])
 
 
-def _server() -> Any:
+def rank_environment(rank: int, ranks: int, port: str) -> dict[str, str]:
+    """What torchrun sets for one of several ranks."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+
+
+def server() -> Any:
     """The fork server; started by the first process that is asked of it."""
     os.environ["PYTHONPATH"] = import_path()  # for what the server imports first
     context = multiprocessing.get_context("forkserver")
