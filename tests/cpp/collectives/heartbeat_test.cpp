@@ -93,7 +93,7 @@ TEST(Heartbeat, EndsPatientWaitsWhenTheNextRankBeatsNoMore) {
   EXPECT_EQ(one.fails({"", ""}), line);
 }
 
-TEST(Heartbeat, GuardsPatientWaitsAndMissesNobodyWhoHasLeft) {
+TEST(HeartbeatSlow, GuardsPatientWaitsAndMissesNobodyWhoHasLeft) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   Rank zero(store, 0, 2), one(store, 1, 2);
   zero.watch->set_patient(true);

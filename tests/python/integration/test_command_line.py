@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,16 @@ def test_mistakes_end_all_ranks_with_one_message_before_any_group(
     [
         (["--checkpoint.enable", "--checkpoint.load-step=5"], "step-5 does not exist"),
         (["--training.dataset-path=broken.jsonl"], "more than 100 bad records"),
-        (["--training.dataset-path=notes.doc"], "no file that can be read"),
-        (["--training.dataset-path=empty.jsonl"], "has no usable document"),
+        pytest.param(
+            ["--training.dataset-path=notes.doc"],
+            "no file that can be read",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--training.dataset-path=empty.jsonl"],
+            "has no usable document",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_found_wrong_later_is_one_line_without_a_traceback(
@@ -95,6 +104,7 @@ def test_help_shows_fields_with_their_docs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_every_value_is_printed_with_its_origin(tmp_path: Path) -> None:
     done = command(tmp_path, "torchtitan_cpp.config", "--training.steps=3")
     assert done.returncode == 0, done.stderr
@@ -105,7 +115,10 @@ def test_every_value_is_printed_with_its_origin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flavor", "ranks", "parameters"),
-    [("debugmodel", "4", "6,"), ("405B", "512", "405,")],
+    [
+        pytest.param("debugmodel", "4", "6,", marks=pytest.mark.slow),
+        ("405B", "512", "405,"),
+    ],
 )
 def test_a_dry_run_reports_memory_and_traffic_of_any_world(
     flavor: str, ranks: str, parameters: str, tmp_path: Path
@@ -125,6 +138,8 @@ def test_a_dry_run_reports_memory_and_traffic_of_any_world(
     assert "fsdp           all_gather" in report
     assert f"{flavor}, {parameters}" in report
     assert "loss:" not in report
+    assert not re.search("^  files ", report, re.MULTILINE)  # for it writes none
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_of_its_own_folder_needs_no_configuration_file(tmp_path: Path) -> None:

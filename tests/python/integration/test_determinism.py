@@ -10,7 +10,7 @@ from training_runs import assert_same_tensors, run
 FLAGS = ("--debug.deterministic", "--training.global-batch-size=12")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_runs_are_equal_bit_by_bit(ranks: int, tmp_path: Path) -> None:
     flags = (*FLAGS, "--training.local-batch-size=3")
     one, two = (

@@ -89,7 +89,7 @@ def test_a_later_sigterm_ends_at_once_and_leaves_no_torn_checkpoint(
     assert checkpoints(tmp_path) == []
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_by_all_others_and_nothing_is_saved(
     victim: int, tmp_path: Path
 ) -> None:

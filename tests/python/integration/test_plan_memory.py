@@ -58,8 +58,17 @@ def measured_mib(folder: Path) -> float:
     return float(json.loads(line)["peak_tensor_mib"])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("ranks", "mode"),
+    [
+        (1, "none"),
+        (2, "selective 2"),
+        pytest.param(1, "full", marks=pytest.mark.slow),
+        pytest.param(1, "selective 2", marks=pytest.mark.slow),
+        pytest.param(2, "none", marks=pytest.mark.slow),
+        pytest.param(2, "full", marks=pytest.mark.slow),
+    ],
+)
 def test_of_a_small_batch(
     ranks: int, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_the_example_is_short() -> None:
     assert len(example().splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_it_trains_alike_on_one_rank_and_on_two(folder: Path) -> None:
     shared = ("--training.steps=25", "--optimizer.lr=3e-3")
     train(folder, *shared, "--job.dump_folder=one", "--training.global_batch_size=4")
@@ -83,6 +84,7 @@ def test_it_trains_alike_on_one_rank_and_on_two(folder: Path) -> None:
     assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
     saving = (
         "--checkpoint.enable",

@@ -172,7 +172,7 @@ def test_excluded_parts_keep_their_initial_state(tmp_path: Path) -> None:
             assert torch.equal(loaded[name], tensor), name
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_buffers_of_a_python_model_are_saved_and_resumed_from(
     ranks: int, tmp_path: Path
 ) -> None:
@@ -202,6 +202,7 @@ OWN_LOADER = (
 )
 
 
+@pytest.mark.slow
 def test_a_loader_of_ones_own_goes_on_where_each_rank_was(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", *OWN_LOADER, ranks=2)
     parts = tmp_path / "parts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_early_steps_check_each_group_and_stop_the_run(tmp_path: Path) -> None:
     assert "no weight was changed" in ended.outputs[0]
 
 
-@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_message_of_a_bad_gradient_says_which_weights_have_changed(
     early: bool, tmp_path: Path
 ) -> None:
@@ -136,6 +137,21 @@ def test_bfloat16_computes_near_float32(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
+def closing(finished: Finished) -> dict[str, str]:
+    """The files that rank 0 lists at the end, by their label."""
+    lines = finished.outputs[0].partition("\nFiles:\n")[2].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("  "), lines)
+    pairs = (row.split(maxsplit=1) for row in rows)
+    return {label: path for label, path in pairs}
+
+
+def test_the_files_of_other_runs_are_not_listed_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "validation.jsonl").touch()
+    (tmp_path / "tb").mkdir()
+    finished = run(tmp_path, "--training.steps=1")
+    assert closing(finished) == {"metrics": str(tmp_path / "metrics.jsonl")}
+
+
 def test_validation_traces_and_tensorboard_leave_their_files(tmp_path: Path) -> None:
     flags = (
         "--validation.enable",
@@ -149,8 +165,9 @@ def test_validation_traces_and_tensorboard_leave_their_files(tmp_path: Path) -> 
         "--profiling.profile-freq=4",
         "--profiling.profiler-warmup=1",
         "--profiling.profiler-active=1",
+        "--job.save-config-file=settings.json",
     )
-    run(tmp_path, *flags, ranks=2)
+    finished = run(tmp_path, *flags, ranks=2)
     lines = (tmp_path / "validation.jsonl").read_text().splitlines()
     values = [json.loads(line) for line in lines]
     assert [value["step"] for value in values] == [1, 2, 4]
@@ -159,6 +176,14 @@ def test_validation_traces_and_tensorboard_leave_their_files(tmp_path: Path) -> 
     traces = list((tmp_path / "profile_traces").rglob("*trace.json"))
     assert len(traces) == 2, traces
     assert json.loads(traces[0].read_text())["traceEvents"]
+    listed = {
+        "settings": "settings.json",
+        "metrics": "metrics.jsonl",
+        "validation": "validation.jsonl",
+        "tensorboard": "tb",
+        "traces": "profile_traces",
+    }
+    assert closing(finished) == {k: str(tmp_path / v) for k, v in listed.items()}
 
 
 def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:

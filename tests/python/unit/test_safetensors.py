@@ -190,6 +190,7 @@ def damaged_files() -> list[bytes]:
     return corpus
 
 
+@pytest.mark.slow
 def test_what_the_package_refuses_is_never_accepted(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     accepted_by = {"both": 0, "package": 0, "none": 0}
