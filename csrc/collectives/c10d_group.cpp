@@ -151,6 +151,9 @@ class C10dWork : public Work {
       received_ = Tensor();
     }
     done_ = true;
+    // A finished handle may live long after its tensors.
+    operation_ = Operation();
+    work_.reset();
   }
 
  private:

@@ -24,7 +24,7 @@ class LossSum final : public torch::autograd::Function<LossSum> {
     const auto gradient = saved[0].clone();
     ops::vocabulary_gradient_(gradient, saved[1], ctx->saved_data["first"].toInt(),
                               saved[2]);
-    return {gradient.mul(gradients[0].to(gradient.scalar_type())), at::Tensor(),
+    return {gradient.mul_(gradients[0].to(gradient.scalar_type())), at::Tensor(),
             at::Tensor(), at::Tensor()};
   }
 };

@@ -216,6 +216,7 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   const auto dh_nE = dx_nE.wait();
   fused::rms_norm_backward(dh_nE, 1.0, kept->h_nE, w[kFfnNorm], kept->rstd2_n, dy_nE,
                            dh_nE, partial_norms[1]);
+  normed_NE = nn::Pending(normed_nE);  // frees the gathered tokens
   kept->gate_NF.reset();
   kept->up_NF.reset();
   kept->h_nE.reset();

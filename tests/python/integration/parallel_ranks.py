@@ -57,6 +57,24 @@ def check_group(group: parallel.Group, members: list[int]) -> None:
     group.barrier().wait()
 
 
+def check_release(group: parallel.Group) -> None:
+    """A handle that has been waited for keeps no tensor alive."""
+    mine, own = torch.ones(2 * group.size), torch.zeros(2)
+    gathered = torch.zeros(group.size * mine.numel())
+    tensors = (mine, own, gathered)
+    before = [holders(each) for each in tensors]
+    handles = [group.all_gather(gathered, mine), group.reduce_scatter(own, mine)]
+    for handle in handles:
+        handle.wait()
+    assert [holders(each) for each in tensors] == before
+
+
+def holders(tensor: torch.Tensor) -> tuple[int, int]:
+    """References to the tensor and to its memory."""
+    storage = tensor.untyped_storage()._cdata
+    return tensor._use_count(), torch._C._storage_Use_Count(storage)
+
+
 def check_pairs(group: parallel.Group, inputs: list[torch.Tensor]) -> None:
     """A ring of sends and receives, two tags, received in the other order."""
     after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
@@ -111,6 +129,7 @@ def verbs(distributed: parallel.Distributed) -> None:
     assert recorder.total("dp", "all_gather").bytes == 2 * (8 + 4 + 2) * 24
     assert recorder.total("pp", "barrier").calls == 0
     world = groups["world"]
+    check_release(world)
     for dtype in (torch.float8_e4m3fn, torch.bool, torch.int16, torch.complex64):
         part = torch.full((3,), rank % 2).to(dtype)
         whole = torch.zeros(12).to(dtype)
