@@ -33,7 +33,7 @@ class Model:
     """A model laid out over the mesh."""
 
     module: nn.Module
-    """Its parameters are this rank's rows."""
+    """Its parameters are this rank's pieces."""
     args: Any
     num_params: int
     """Of the whole model."""
@@ -41,7 +41,7 @@ class Model:
     core: _C.nn.Model
     applied: _C.parallel.Applied
     initialize: Callable[[int], None]
-    """Fills this rank's rows with the initial values of a seed."""
+    """Fills this rank's pieces with the initial values of a seed."""
 
 
 def build_model(

@@ -55,7 +55,7 @@ class CoreOptimizer:
         return float(self.param_groups[0]["lr"])
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Moments of this rank's rows by name of the moment and of the parameter."""
+        """Moments of this rank's pieces by name of the moment and of the parameter."""
         moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for index, group in enumerate(self.groups):
             for name, flat in (

@@ -15,9 +15,9 @@ from torchtitan_cpp.optim import OptimizersContainer
 class OwnOptimizers:
     """What a user's ``build_optimizers_fn`` returned; the program calls it once a step.
 
-    The parameters of the model parts are this rank's rows with the clipped gradient of
-    the global batch in ``.grad``; so an optimizer that works element by element gives
-    the same in every layout.
+    The parameters of the model parts are this rank's pieces with the clipped gradient
+    of the global batch in ``.grad``; so an optimizer that works element by element
+    gives the same in every layout.
 
     Args:
         given: an optimizer, or a container that can be iterated for its optimizers;
@@ -93,7 +93,7 @@ class OwnOptimizers:
         """State tensors that are laid out like the parameters: by key, by parameter.
 
         Raises:
-            ValueError: for state that cannot be saved by rows.
+            ValueError: for state that cannot be saved by pieces.
         """
         tensors: dict[str, dict[str, torch.Tensor]] = {}
         for name, parameter, key, value in self._entries():

@@ -1,6 +1,6 @@
 // Llama 3: embedding, pre-norm blocks of grouped-query attention with rotary positions
-// and SwiGLU feed-forward, final norm and head. Single-device math only; parallelism is
-// attached from outside.
+// and SwiGLU feed-forward, final norm and head. Over a tensor axis (nn/tensor_axis.h)
+// each segment does a rank's share; other parallelism is attached from outside.
 #pragma once
 
 #include "models/llama/args.h"

@@ -26,7 +26,7 @@ class Parallelism:
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
     """Free gathered weights after the forward; default: unless pipeline parallel."""
     tensor_parallel_degree: Positive = 1
-    """Ranks that share every matrix and the sequence between matrices."""
+    """Ranks that share every matrix, with whole heads, and between matrices tokens."""
     disable_loss_parallel: bool = False
     """With tensor parallelism: gather the logits before the loss."""
     enable_async_tensor_parallel: bool = False

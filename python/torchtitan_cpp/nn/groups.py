@@ -20,10 +20,11 @@ class _Groups(tuple[_C.nn.ParameterGroup, ...]):
 
 
 def adopt(module: nn.Module, groups: Sequence[_C.nn.ParameterGroup]) -> None:
-    """Make each parameter of ``module`` this rank's rows in the group's buffer.
+    """Make each parameter of ``module`` this rank's piece in the group's buffer.
 
     The module and the step then share storage: an update by either is seen by both.
-    With sharded groups a parameter has this rank's rows only, perhaps none. A module
+    With sharded groups a parameter has this rank's rows only, perhaps none; over a
+    tensor axis also of its columns, where those are divided. A module
     under which a tied weight has two names gets both.
     """
     same: dict[int, list[tuple[nn.Module, str]]] = {}
