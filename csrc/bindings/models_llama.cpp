@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "models/llama/model.h"
+#include "models/llama/plan.h"
 
 #include "bindings/module.h"
 
@@ -46,6 +47,11 @@ void bind_models_llama(py::module_ module) {
       .def("num_params", &Args::num_params, "Parameters stored, tied ones once.")
       .def("flops_per_token", &Args::flops_per_token, py::arg("seq_len"),
            "Training flops for one token in sequences of seq_len tokens.");
+  module.def(
+      "tensor_parallel_misfit", &models::llama::tensor_parallel_misfit, py::arg("args"),
+      py::arg("ranks"),
+      "Why the model cannot be divided among `ranks`, with the numbers that it can "
+      "be divided among; empty if it can.");
   module.def(
       "build",
       [](const Args& args, const std::string& head, at::Device device,

@@ -397,6 +397,9 @@ class models:
         @staticmethod
         def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, overlap_exchanges: bool, loss_parallel: bool) -> nn.Model:
             """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss, with `overlap_exchanges` exchanging while they multiply."""
+        @staticmethod
+        def tensor_parallel_misfit(args: models.llama.Args, ranks: int) -> str:
+            """Why the model cannot be divided among `ranks`, with the numbers that it can be divided among; empty if it can."""
 
 class nn:
 

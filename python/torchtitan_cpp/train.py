@@ -16,6 +16,7 @@ from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
 from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.errors import needs_traceback
 from torchtitan_cpp.models import FAMILIES
+from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
 from torchtitan_cpp.train_spec import get_train_spec, registered_names
@@ -45,6 +46,7 @@ def main(
             world_size=find_world_size(loaded.config),
             device=find_device_type(),
             known=known_names(loaded),
+            misfits=model_misfits(loaded),
         )
     except (ConfigError, ValueError) as error:
         _print_once(str(error))
@@ -92,6 +94,19 @@ def known_names(loaded: Loaded) -> dict[str, list[str]]:
         if spec.build_optimizers_fn is build_optimizers:
             known["optimizer.name"] = list(OPTIMIZER_NAMES)
     return known
+
+
+def model_misfits(loaded: Loaded) -> dict[str, str]:
+    """Values that the chosen model cannot take, by field."""
+    config = loaded.config
+    if config.model.name not in {*FAMILIES, *registered_names()}:
+        return {}
+    model_args = get_train_spec(config.model.name).model_args.get(config.model.flavor)
+    if model_args is None:
+        return {}
+    if not hasattr(model_args, "find_misfits"):  # a class of one's own
+        return BaseModelArgs.find_misfits(model_args, config)
+    return model_args.find_misfits(config)
 
 
 def _print_once(text: str) -> None:

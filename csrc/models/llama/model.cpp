@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/errors.h"
 #include "models/llama/block.h"
 #include "models/llama/ends.h"
 #include "models/llama/plan.h"
@@ -55,7 +56,8 @@ nn::ParameterGroupSpec head_group(const Args& args) {
 
 nn::Model build(const Args& args, const BuildOptions& options) {
   args.validate();
-  check_tensor_parallel(args, options.axis.size());
+  const auto misfit = tensor_parallel_misfit(args, options.axis.size());
+  base::check_value(misfit.empty(), "tensor_parallel_degree: ", misfit);
   const auto rope = ops::rope_table(
       args.max_seq_len, args.head_dim(), args.rope_theta, args.rope_scaling,
       at::TensorOptions().dtype(options.dtype).device(options.device));

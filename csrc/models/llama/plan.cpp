@@ -1,6 +1,7 @@
 #include "models/llama/plan.h"
 
-#include "base/errors.h"
+#include <numeric>
+#include <sstream>
 
 namespace torchtitan::models::llama {
 
@@ -14,14 +15,18 @@ std::span<const parallel::tensor::Rule> tensor_rules() {
   return kRules;
 }
 
-void check_tensor_parallel(const Args& args, int64_t ranks) {
-  const auto check = [&](const char* name, int64_t value) {
-    base::check_value(value % ranks == 0,
-                      "tensor_parallel_degree: expected a divisor of ", name, " = ",
-                      value, ", found ", ranks);
-  };
-  check("n_kv_heads", args.n_kv_heads);  // which divides n_heads
-  check("hidden_dim", args.hidden_dim);
+std::string tensor_parallel_misfit(const Args& args, int64_t ranks) {
+  // n_kv_heads divides n_heads.
+  const int64_t common = std::gcd(args.n_kv_heads, args.hidden_dim);
+  if (common % ranks == 0) return "";
+  std::ostringstream text;
+  text << "expected a divisor of n_kv_heads = " << args.n_kv_heads
+       << " and of hidden_dim = " << args.hidden_dim << " (";
+  for (int64_t fits = 1; fits <= common; ++fits) {
+    if (common % fits == 0) text << (fits > 1 ? ", " : "") << fits;
+  }
+  text << "), found " << ranks;
+  return text.str();
 }
 
 }  // namespace torchtitan::models::llama

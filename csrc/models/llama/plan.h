@@ -1,7 +1,9 @@
 // How Llama 3 is divided for tensor parallelism.
 #pragma once
 
+#include <cstdint>
 #include <span>
+#include <string>
 
 #include "models/llama/args.h"
 #include "parallel/tensor/split.h"
@@ -13,7 +15,8 @@ namespace torchtitan::models::llama {
 // may be uneven. Norms are whole on every rank.
 std::span<const parallel::tensor::Rule> tensor_rules();
 
-// Throws ValueError naming what cannot be divided among `ranks`, and by what it can.
-void check_tensor_parallel(const Args& args, int64_t ranks);
+// Why the model cannot be divided among `ranks`, with the numbers that it can be
+// divided among; empty if it can.
+std::string tensor_parallel_misfit(const Args& args, int64_t ranks);
 
 }  // namespace torchtitan::models::llama

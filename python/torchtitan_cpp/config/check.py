@@ -22,6 +22,9 @@ from torchtitan_cpp.config.values import printed
 Known = Mapping[str, Collection[str]]
 """Registered names by field, e.g. ``{"model.name": ["llama3"]}``."""
 
+Misfits = Mapping[str, str]
+"""What was expected and found, by field."""
+
 
 def check_run(
     given: Loaded | JobConfig,
@@ -29,6 +32,7 @@ def check_run(
     world_size: int,
     device: Literal["cpu", "cuda"] = "cpu",
     known: Known | None = None,
+    misfits: Misfits | None = None,
 ) -> JobConfig:
     """The configuration to run, or all reasons not to start at once.
 
@@ -39,13 +43,17 @@ def check_run(
         device: kind of device of each rank.
         known: names that some fields may have, where only the caller knows them: models
             and flavors, optimizers, datasets.
+        misfits: values that only the caller knows not to fit, such as degrees of
+            parallelism that the model cannot take.
     Returns:
         The configuration, with old names and package paths resolved.
     Raises:
         ConfigError: a ValueError that lists every problem with where it was given.
     """
     loaded = given if isinstance(given, Loaded) else from_python(given)
-    problems = run_problems(loaded, world_size=world_size, device=device, known=known)
+    problems = run_problems(
+        loaded, world_size=world_size, device=device, known=known, misfits=misfits
+    )
     if problems:
         raise ConfigError(problems)
     return loaded.config
@@ -57,6 +65,7 @@ def run_problems(
     world_size: int,
     device: Literal["cpu", "cuda"] = "cpu",
     known: Known | None = None,
+    misfits: Misfits | None = None,
 ) -> list[Problem]:
     """The problems that ``check_run`` raises."""
     loaded = given if isinstance(given, Loaded) else from_python(given)
@@ -65,6 +74,7 @@ def run_problems(
         *loaded.problems,
         *_unknown_names(loaded, known or {}),
         *_broken(loaded, [*RULES, *RUN_RULES], run),
+        *_misfitting(loaded, misfits or {}),
         *unsupported(loaded),
     ]
     if loaded.config.comm.mode != "fake_backend":
@@ -112,6 +122,13 @@ def _broken(loaded: Loaded, rules: Iterable[Rule], run: Run) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _misfitting(loaded: Loaded, misfits: Misfits) -> list[Problem]:
+    return [
+        Problem(field=field, origin=loaded.origin(field), message=message)
+        for field, message in misfits.items()
+    ]
 
 
 def _unknown_names(loaded: Loaded, known: Known) -> list[Problem]:

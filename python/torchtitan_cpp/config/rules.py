@@ -151,11 +151,19 @@ def _expert_tensor_degree(run: Run) -> str | None:
 
 
 def _sequence(run: Run) -> str | None:
+    return _undivided(run, run.config.training.seq_len)
+
+
+def _validation_sequence(run: Run) -> str | None:
+    validation = run.config.validation
+    return _undivided(run, validation.seq_len) if validation.enable else None
+
+
+def _undivided(run: Run, length: int) -> str | None:
     p = run.config.parallelism
     divisor = p.tensor_parallel_degree
     if p.context_parallel_degree > 1:
         divisor *= 2 * p.context_parallel_degree
-    length = run.config.training.seq_len
     if length % divisor == 0:
         return None
     return (
@@ -226,6 +234,11 @@ def _offload_device(run: Run) -> str | None:
     return None
 
 
+_OF_SEQUENCE = (
+    "parallelism.tensor_parallel_degree",
+    "parallelism.context_parallel_degree",
+)
+
 RULES: tuple[Rule, ...] = (
     *_worker_rules("training", lambda config: config.training.dataloader),
     *_worker_rules("validation", lambda config: config.validation.dataloader),
@@ -256,13 +269,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         field="parallelism.expert_tensor_parallel_degree", found=_expert_tensor_degree
     ),
+    Rule(field="training.seq_len", found=_sequence, given_with=_OF_SEQUENCE),
     Rule(
-        field="training.seq_len",
-        found=_sequence,
-        given_with=(
-            "parallelism.tensor_parallel_degree",
-            "parallelism.context_parallel_degree",
-        ),
+        field="validation.seq_len", found=_validation_sequence, given_with=_OF_SEQUENCE
     ),
     Rule(
         field="parallelism.pipeline_parallel_microbatch_size",

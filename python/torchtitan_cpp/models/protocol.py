@@ -22,6 +22,25 @@ class BaseModelArgs:
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Parameters, and training flops for one token of sequences of ``seq_len``."""
 
+    def find_misfits(self, job_config: Any) -> dict[str, str]:
+        """Values that the model cannot take, such as degrees of parallelism.
+
+        Called before any process group exists. A model takes data parallelism only,
+        unless its arguments say otherwise here.
+
+        Returns:
+            What was expected and found, by the configuration's field.
+        """
+        degree = job_config.parallelism.tensor_parallel_degree
+        if degree == 1:
+            return {}
+        return {
+            "parallelism.tensor_parallel_degree": (
+                f"not supported yet for models written in Python (found {degree}); "
+                "set 1"
+            )
+        }
+
 
 class ModelProtocol(nn.Module):
     """Base of models that are registered by a TrainSpec."""

@@ -10,7 +10,12 @@ from torchtitan_cpp.config import ConfigError, check_run, read_config
 from torchtitan_cpp.plan.make import make_plan
 from torchtitan_cpp.plan.rates import add_flags, rates_of
 from torchtitan_cpp.plan.report import describe
-from torchtitan_cpp.train import EXIT_BAD_INPUT, import_custom_code, known_names
+from torchtitan_cpp.train import (
+    EXIT_BAD_INPUT,
+    import_custom_code,
+    known_names,
+    model_misfits,
+)
 from torchtitan_cpp.world import find_world_size
 
 
@@ -38,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_custom_code(loaded)
         world_size = find_world_size(loaded.config)
         rates = rates_of(own, num_ranks=world_size)
-        config = check_run(loaded, world_size=world_size, known=known_names(loaded))
+        config = check_run(
+            loaded,
+            world_size=world_size,
+            known=known_names(loaded),
+            misfits=model_misfits(loaded),
+        )
         plan = make_plan(config, rates=rates)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -23,7 +23,31 @@ PACKAGE = Path(__file__).parents[3] / "python" / "torchtitan_cpp"
         (["--training.dataset=tiny_texts"], ["training.dataset", "tiny_text"]),
         (["--training.steps=0", "--optimizer.lr=fast"], ["2 problems", "optimizer.lr"]),
         (["--parallelism.data-parallel-shard-degree=3"], ["data_parallel", "2"]),
-        (["--parallelism.tensor-parallel-degree=2"], ["not supported yet"]),
+        (
+            ["--parallelism.tensor-parallel-degree=2"],  # tiny has one kv head
+            [
+                "flag --parallelism.tensor-parallel-degree: "
+                "parallelism.tensor_parallel_degree: expected a divisor of n_kv_heads "
+                "= 1 and of hidden_dim = 60 (1), found 2"
+            ],
+        ),
+        (
+            [
+                "--parallelism.tensor-parallel-degree=2",
+                "--experimental.custom-import=tiny_python_model",
+                "--model.name=counting",
+                "--model.flavor=plain",
+            ],
+            ["--parallelism.tensor-parallel-degree: ", "models written in Python"],
+        ),
+        (
+            ["--validation.enable", "--validation.seq-len=32"],
+            [
+                "flag --validation.seq-len: ",
+                "at most training.seq_len = 16",
+                "found 32",
+            ],
+        ),
         (["--training.global-batch-size=7"], ["global_batch_size", "7"]),
         (["--model.hf-assets-path=/no/such/folder"], ["/no/such/folder"]),
         (

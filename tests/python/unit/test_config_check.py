@@ -198,6 +198,14 @@ RULES = [
     ),
     (
         [
+            "--validation.enable",
+            "--validation.seq_len=30",
+            "--parallelism.tensor_parallel_degree=4",
+        ],
+        "validation.seq_len: expected a multiple of 4",
+    ),
+    (
+        [
             "--parallelism.pipeline_parallel_degree=2",
             "--parallelism.pipeline_parallel_microbatch_size=3",
         ],

@@ -78,6 +78,23 @@ class TransformerModelArgs(BaseModelArgs):
             )
         self.max_seq_len = seq_len
 
+    def find_misfits(self, job_config: Any) -> dict[str, str]:
+        misfits = {}
+        length, validation = job_config.training.seq_len, job_config.validation
+        if validation.enable and validation.seq_len > length:
+            misfits["validation.seq_len"] = (
+                f"expected at most training.seq_len = {length}, the positions that the "
+                f"model is built for; found {validation.seq_len}"
+            )
+        try:
+            core = self.to_core()
+        except ValueError:
+            return misfits  # of no degree; told where the model is built
+        degree = job_config.parallelism.tensor_parallel_degree
+        if misfit := _C.models.llama.tensor_parallel_misfit(core, degree):
+            misfits["parallelism.tensor_parallel_degree"] = misfit
+        return misfits
+
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         core = self.to_core()
         return core.num_params(), core.flops_per_token(seq_len)

@@ -128,9 +128,9 @@ TEST(LlamaTensorParallel, RefusesRanksThatDoNotDivideTheHeads) {
     build_over(8);
     FAIL() << "8 ranks were accepted";
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(
-        error.what(),
-        "tensor_parallel_degree: expected a divisor of n_kv_heads = 4, found 8");
+    EXPECT_STREQ(error.what(),
+                 "tensor_parallel_degree: expected a divisor of n_kv_heads = 4 and of "
+                 "hidden_dim = 20 (1, 2, 4), found 8");
   }
 }
 
