@@ -73,14 +73,13 @@ class LeavingOut final : public Backend {
 };
 
 // Runs the layout without `left_out`; `seen` gets all calls of the run.
-Result run_without(const Problem& problem, Layout layout, const Call& left_out,
+Result run_without(const Problem& problem, const Layout& layout, const Call& left_out,
                    std::set<Call>& seen) {
   std::mutex mutex;
-  layout.wrap = [&](const Group& group, int64_t) {
+  return run_step(problem, layout, [&](const Group& group, int64_t) {
     return Group(group.name(),
                  std::make_shared<LeavingOut>(group, left_out, &seen, &mutex));
-  };
-  return run_step(problem, layout);
+  });
 }
 
 // A layout and the calls whose loss changes no number here.
@@ -110,26 +109,28 @@ TEST_P(MutationTest, EveryCollectiveThatIsLeftOutIsNoticed) {
 
 // The last gather is the embedding's for its backward, which does not read the weight.
 // Norms of the groups that step early serve the check for NaN only.
-INSTANTIATE_TEST_SUITE_P(
-    Mutation, MutationTest,
-    ::testing::Values(
-        Case{"Ddp2", {.replicas = 2, .num_microbatches = 2}},
-        Case{"Fsdp3", {.shards = 3, .num_microbatches = 2}, {{"fsdp all_gather", 12}}},
-        Case{"Fsdp2Early",
-             {.shards = 2, .early_optimizer_step = true},
-             {{"fsdp all_gather", 6},
-              {"fsdp all_reduce", 0},
-              {"fsdp all_reduce", 1},
-              {"fsdp all_reduce", 2},
-              {"fsdp all_reduce", 3}}},
-        Case{"Hsdp2x2", {.shards = 2, .replicas = 2}, {{"fsdp all_gather", 6}}},
-        Case{"Tp2", {.tensor = 2}},
-        Case{"Tp2WholeLogits", {.tensor = 2, .loss_parallel = false}},
-        Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
-        Case{"Fsdp2Tp2Recomputed",
-             {.shards = 2, .tensor = 2, .recompute = true},
-             {{"fsdp all_gather", 6}}}),
-    [](const auto& info) { return info.param.name; });
+std::vector<Case> cases() {
+  return {
+      Case{"Ddp2", {.replicas = 2, .num_microbatches = 2}},
+      Case{"Fsdp3", {.shards = 3, .num_microbatches = 2}, {{"fsdp all_gather", 12}}},
+      Case{"Fsdp2Early",
+           {.shards = 2, .early_optimizer_step = true},
+           {{"fsdp all_gather", 6},
+            {"fsdp all_reduce", 0},
+            {"fsdp all_reduce", 1},
+            {"fsdp all_reduce", 2},
+            {"fsdp all_reduce", 3}}},
+      Case{"Hsdp2x2", {.shards = 2, .replicas = 2}, {{"fsdp all_gather", 6}}},
+      Case{"Tp2", {.tensor = 2}},
+      Case{"Tp2WholeLogits", {.tensor = 2, .loss_parallel = false}},
+      Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
+      Case{"Fsdp2Tp2Recomputed",
+           {.shards = 2, .tensor = 2, .recompute = true},
+           {{"fsdp all_gather", 6}}}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Mutation, MutationTest, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace torchtitan::train::testing

@@ -100,7 +100,7 @@ Problem tensor_problem() {
   return problem;
 }
 
-Result run_step(const Problem& problem, const Layout& layout) {
+Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);
   const int64_t data_ranks = layout.num_data_ranks();
@@ -123,7 +123,7 @@ Result run_step(const Problem& problem, const Layout& layout) {
       if (other % shards == data_rank % shards) replica_ranks.push_back(r);
     }
     const auto wrapped = [&](const Group& group) {
-      return layout.wrap && group.size() > 1 ? layout.wrap(group, rank) : group;
+      return wrap && group.size() > 1 ? wrap(group, rank) : group;
     };
     const auto axis = [&](const char* name, const std::vector<int64_t>& ranks) {
       return ranks.size() == 1 ? Group(name) : wrapped(world.group(rank, name, ranks));

@@ -29,8 +29,6 @@ struct Layout {
   bool recompute = false;
   int64_t overlap_depth = 1;
   bool early_optimizer_step = false;
-  // Called with every group of every rank; what it returns is used instead.
-  std::function<collectives::Group(const collectives::Group&, int64_t rank)> wrap = {};
 
   int64_t num_data_ranks() const { return shards * replicas; }
   int64_t num_ranks() const { return num_data_ranks() * tensor; }
@@ -70,11 +68,15 @@ struct Result {
   plan::Program program;
 };
 
+// Called with every group of every rank; what it returns is used instead.
+using Wrap =
+    std::function<collectives::Group(const collectives::Group& group, int64_t rank)>;
+
 // Row r of the global batch goes to data rank (r / B) % ranks, microbatch
 // r / (B * ranks), B = rows / (ranks * microbatches); rank order is replicas, shards,
 // tensor, slow to fast. Gradients and weights are put together from all ranks' shards;
 // what a rank holds of which another has written the same elements is compared.
-Result run_step(const Problem& problem, const Layout& layout);
+Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap = {});
 
 // The same by nn::forward over the whole batch, autograd and the AdamW definition.
 Result run_reference(const Problem& problem);
