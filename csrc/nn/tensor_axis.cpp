@@ -197,9 +197,12 @@ at::Tensor shared_by_ranks(const at::Tensor& parameter, const TensorAxis& axis) 
   return Linear::apply(
       parameter, [](const at::Tensor& whole) { return whole.view_as(whole); },
       [axis](const at::Tensor& gradient) {
-        const auto sum = gradient.clone(at::MemoryFormat::Contiguous);
+        const auto dtype = gradient.scalar_type();
+        const auto sum =
+            gradient.to(c10::promoteTypes(dtype, at::kFloat), /*non_blocking=*/false,
+                        /*copy=*/true, at::MemoryFormat::Contiguous);
         axis.group().all_reduce(sum).wait();
-        return sum;
+        return sum.to(dtype);
       });
 }
 

@@ -106,7 +106,7 @@ class TensorAxis {
 // [B, S, E] -> [B, s, E] of the sum over the ranks; backward gathers.
 at::Tensor sum_scatter_tokens(const at::Tensor& partial, const TensorAxis& axis);
 // The parameter itself, used on this rank's tokens; its gradient is the sum over the
-// ranks.
+// ranks, taken in float32 or wider.
 at::Tensor shared_by_ranks(const at::Tensor& parameter, const TensorAxis& axis);
 // Columns of each rank, [..., columns of rank] -> [..., total], divided like
 // torch.chunk. All ranks go on alike with the result: backward takes this rank's part.

@@ -109,7 +109,7 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
   note(result.recompute, Verb::kGatherStretches);
   if (!together) note(result.recompute, Verb::kSumScatterStretches);
   const auto& norm = w[kFfnNorm];
-  const auto options = together ? norm.grad().options() : norm.options();
+  const auto options = together ? norm.grad().options() : fused::wide_options(norm);
   for (int i = 0; i < (together ? 1 : 2); ++i) {
     axis_.note(result.backward, Verb::kSum, norm.numel() * (together ? 2 : 1), options);
   }

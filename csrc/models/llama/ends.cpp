@@ -275,7 +275,7 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
   }
   axis.note(result.backward, Verb::kGather, hidden, h.options());
   axis.note(result.backward, Verb::kSumScatterStretches, hidden, h.options());
-  axis.note(result.backward, Verb::kSum, norm.numel(), norm.options());
+  axis.note(result.backward, Verb::kSum, norm.numel(), fused::wide_options(norm));
   result.recompute = result.forward;
   return result;
 }
