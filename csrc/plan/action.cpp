@@ -7,14 +7,27 @@ namespace torchtitan::plan {
 
 bool is_compute(const Action& action) {
   return action.kind == ActionKind::kForward || action.kind == ActionKind::kRecompute ||
-         action.kind == ActionKind::kBackward;
+         is_backward(action);
+}
+
+bool is_backward(const Action& action) {
+  return action.kind == ActionKind::kBackward ||
+         action.kind == ActionKind::kBackwardInput ||
+         action.kind == ActionKind::kBackwardWeight;
+}
+
+bool is_transfer(const Action& action) {
+  return action.kind == ActionKind::kSendActivation ||
+         action.kind == ActionKind::kReceiveActivation ||
+         action.kind == ActionKind::kSendGradient ||
+         action.kind == ActionKind::kReceiveGradient;
 }
 
 bool is_start(const Action& action) {
   return action.kind == ActionKind::kCountTokens ||
          action.kind == ActionKind::kUnshard ||
          action.kind == ActionKind::kReduceGradient ||
-         action.kind == ActionKind::kAllReduceGradient;
+         action.kind == ActionKind::kAllReduceGradient || is_transfer(action);
 }
 
 Action wait_for(const Action& start) {
@@ -32,8 +45,14 @@ std::string to_string(ActionKind kind) {
     case ActionKind::kForward: return "Forward";
     case ActionKind::kRecompute: return "Recompute";
     case ActionKind::kBackward: return "Backward";
+    case ActionKind::kBackwardInput: return "BackwardInput";
+    case ActionKind::kBackwardWeight: return "BackwardWeight";
     case ActionKind::kReduceGradient: return "ReduceGradient";
     case ActionKind::kAllReduceGradient: return "AllReduceGradient";
+    case ActionKind::kSendActivation: return "SendActivation";
+    case ActionKind::kReceiveActivation: return "ReceiveActivation";
+    case ActionKind::kSendGradient: return "SendGradient";
+    case ActionKind::kReceiveGradient: return "ReceiveGradient";
     case ActionKind::kWait: return "Wait";
     case ActionKind::kClipGradient: return "ClipGradient";
     case ActionKind::kOptimizerStep: return "OptimizerStep";
@@ -45,6 +64,7 @@ std::string to_string(const Action& action) {
   std::ostringstream text;
   text << to_string(action.kind);
   if (action.kind == ActionKind::kWait) text << " " << to_string(action.waits_for);
+  if (action.stage >= 0) text << " st" << action.stage;
   if (action.segment >= 0) text << " s" << action.segment;
   if (action.group >= 0) text << " g" << action.group;
   if (action.microbatch >= 0) text << " mb" << action.microbatch;

@@ -1,7 +1,9 @@
 // The smallest steps of a training step. A program is a list of them.
 //
 // Every communication is a start and a Wait: between the two, other actions may run.
-// `segment`, `group` and `microbatch` are -1 where an action has none.
+// Indices are -1 where an action has none. The programs of a pipeline come in two
+// forms: of stages (compute actions name a stage) and, for one rank, of the segments
+// that its stages are made of.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +18,14 @@ enum class ActionKind {
   kForward,            // run a segment on a microbatch, keep what its backward needs
   kRecompute,          // run that forward again just before the backward
   kBackward,           // gradients of a segment's inputs; adds those of its parameters
+  kBackwardInput,      // the first half of Backward: gradients of the inputs
+  kBackwardWeight,     // the second half: adds the gradients of the parameters
   kReduceGradient,     // start: sum a sharded group's gradient over the shards' ranks
   kAllReduceGradient,  // start: sum a group's gradient over its replicas
+  kSendActivation,     // start: outputs of a stage, to the rank of the next stage
+  kReceiveActivation,  // start: inputs of a stage, from the rank of the stage before
+  kSendGradient,       // start: gradients of a stage's inputs, to the stage before
+  kReceiveGradient,    // start: gradients of a stage's outputs, from the next stage
   kWait,           // the start of kind `waits_for` has ended and its result is valid
   kClipGradient,   // global gradient norm and clip factor; complete on return
   kOptimizerStep,  // step one group, or with group -1 all trainable ones
@@ -25,6 +33,7 @@ enum class ActionKind {
 
 struct Action {
   ActionKind kind;
+  int64_t stage = -1;  // of the whole pipeline
   int64_t segment = -1;
   int64_t group = -1;
   int64_t microbatch = -1;
@@ -33,10 +42,16 @@ struct Action {
   bool operator==(const Action&) const = default;
 };
 
-// Forward, Recompute or Backward: an action of one segment and one microbatch.
+// Forward, Recompute, Backward or a half of it: an action on one microbatch.
 bool is_compute(const Action& action);
 
-// An action that must be followed by a Wait of its kind and group.
+// Backward or one of its halves.
+bool is_backward(const Action& action);
+
+// A message between stages: one of the four starts above.
+bool is_transfer(const Action& action);
+
+// An action that must be followed by a Wait of its kind with the same indices.
 bool is_start(const Action& action);
 
 // The Wait for a start.
@@ -45,8 +60,8 @@ Action wait_for(const Action& start);
 // "Forward", "ReduceGradient", ...
 std::string to_string(ActionKind kind);
 
-// "Forward s2 mb0", "Wait Unshard g3", "CountTokens": s segment, g group, mb
-// microbatch.
+// "Forward s2 mb0", "Wait Unshard g3", "SendActivation st1 mb0": s segment, g group, st
+// stage, mb microbatch.
 std::string to_string(const Action& action);
 
 }  // namespace torchtitan::plan

@@ -53,8 +53,10 @@ class Clock {
       case ActionKind::kOptimizerStep:
         return compute(optimizer_bytes(action.group) / cost_.memory_bytes_per_second);
       case ActionKind::kReshard: return {now_, now_};
+      default:
+        throw std::invalid_argument(base::message(
+            "simulate: ", to_string(action), " has no time without its other rank"));
     }
-    throw std::logic_error("simulate: not an ActionKind");
   }
 
   double flops(const Action& action) const {

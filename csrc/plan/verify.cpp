@@ -112,6 +112,7 @@ class Replay {
         clipped_ = true;
         return;
       case ActionKind::kOptimizerStep: return optimizer_step(action);
+      default: require(false, "has no place in the step of a whole model");
     }
   }
 

@@ -14,6 +14,9 @@ TEST(Action, PrintsItsKindAndWhatItActsOn) {
       "Forward s2 mb0");
   EXPECT_EQ(to_string(wait_for({.kind = ActionKind::kUnshard, .group = 3})),
             "Wait Unshard g3");
+  EXPECT_EQ(to_string(Action{
+                .kind = ActionKind::kSendActivation, .stage = 1, .microbatch = 4}),
+            "SendActivation st1 mb4");
   EXPECT_EQ(to_string(Action{.kind = ActionKind::kOptimizerStep}), "OptimizerStep");
 }
 
@@ -25,8 +28,14 @@ TEST(Action, EveryKindHasItsOwnName) {
       {ActionKind::kForward, "Forward"},
       {ActionKind::kRecompute, "Recompute"},
       {ActionKind::kBackward, "Backward"},
+      {ActionKind::kBackwardInput, "BackwardInput"},
+      {ActionKind::kBackwardWeight, "BackwardWeight"},
       {ActionKind::kReduceGradient, "ReduceGradient"},
       {ActionKind::kAllReduceGradient, "AllReduceGradient"},
+      {ActionKind::kSendActivation, "SendActivation"},
+      {ActionKind::kReceiveActivation, "ReceiveActivation"},
+      {ActionKind::kSendGradient, "SendGradient"},
+      {ActionKind::kReceiveGradient, "ReceiveGradient"},
       {ActionKind::kWait, "Wait"},
       {ActionKind::kClipGradient, "ClipGradient"},
       {ActionKind::kOptimizerStep, "OptimizerStep"},
@@ -37,13 +46,16 @@ TEST(Action, EveryKindHasItsOwnName) {
 TEST(Action, CommunicationsAreStartsAndSegmentsCompute) {
   for (const ActionKind kind :
        {ActionKind::kCountTokens, ActionKind::kUnshard, ActionKind::kReduceGradient,
-        ActionKind::kAllReduceGradient}) {
+        ActionKind::kAllReduceGradient, ActionKind::kSendActivation,
+        ActionKind::kReceiveActivation, ActionKind::kSendGradient,
+        ActionKind::kReceiveGradient}) {
     EXPECT_TRUE(is_start({.kind = kind}));
     EXPECT_FALSE(is_compute({.kind = kind}));
     EXPECT_FALSE(is_start(wait_for({.kind = kind})));
   }
   for (const ActionKind kind :
-       {ActionKind::kForward, ActionKind::kRecompute, ActionKind::kBackward}) {
+       {ActionKind::kForward, ActionKind::kRecompute, ActionKind::kBackward,
+        ActionKind::kBackwardInput, ActionKind::kBackwardWeight}) {
     EXPECT_TRUE(is_compute({.kind = kind}));
     EXPECT_FALSE(is_start({.kind = kind}));
   }
