@@ -48,11 +48,17 @@ class CalledSegment final : public Segment {
  public:
   CalledSegment(std::string name, std::vector<ParameterRef> parameters);
 
-  // Both throw: the model's own code runs it.
+  // All throw: the model's own code runs it.
   TensorList forward(const TensorList& inputs, const TensorList& parameters,
                      std::unique_ptr<Saved>* saved) override;
   TensorList backward(std::unique_ptr<Saved> saved, const TensorList& output_gradients,
                       const TensorList& parameters) override;
+  TensorList backward_input(std::unique_ptr<Saved> saved,
+                            const TensorList& output_gradients,
+                            const TensorList& parameters,
+                            std::unique_ptr<Saved>* rest) override;
+  void backward_weight(std::unique_ptr<Saved> rest,
+                       const TensorList& parameters) override;
   // None: what the model's own code computes is not known before it runs.
   Flops flops(const TensorList& inputs, const TensorList& parameters) const override;
 };

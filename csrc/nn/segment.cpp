@@ -3,6 +3,8 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "nn/split_backward.h"
+
 namespace torchtitan::nn {
 namespace {
 
@@ -10,6 +12,26 @@ struct Graph final : Segment::Saved {
   TensorList inputs;   // leaves
   TensorList outputs;  // with their graph
 };
+
+struct Rest final : Segment::Saved {
+  std::unique_ptr<RestOfBackward> graph;
+};
+
+struct Roots {
+  TensorList outputs;
+  TensorList gradients;
+};
+
+// The outputs that have a graph and a gradient.
+Roots roots_of(const Graph& graph, const TensorList& output_gradients) {
+  Roots roots;
+  for (size_t i = 0; i < graph.outputs.size(); ++i) {
+    if (!output_gradients[i].defined() || !graph.outputs[i].requires_grad()) continue;
+    roots.outputs.push_back(graph.outputs[i]);
+    roots.gradients.push_back(output_gradients[i]);
+  }
+  return roots;
+}
 
 }  // namespace
 
@@ -44,17 +66,42 @@ TensorList AutogradSegment::backward(std::unique_ptr<Saved> saved,
                                      const TensorList& output_gradients,
                                      const TensorList& /*parameters*/) {
   const auto* graph = static_cast<const Graph*>(saved.get());
-  TensorList roots;
-  TensorList gradients;
-  for (size_t i = 0; i < graph->outputs.size(); ++i) {
-    if (!output_gradients[i].defined() || !graph->outputs[i].requires_grad()) continue;
-    roots.push_back(graph->outputs[i]);
-    gradients.push_back(output_gradients[i]);
+  const auto roots = roots_of(*graph, output_gradients);
+  if (!roots.outputs.empty()) {
+    torch::autograd::backward(roots.outputs, roots.gradients);
   }
-  if (!roots.empty()) torch::autograd::backward(roots, gradients);
   TensorList input_gradients;
   for (const auto& input : graph->inputs) input_gradients.push_back(input.grad());
   return input_gradients;
+}
+
+TensorList AutogradSegment::backward_input(std::unique_ptr<Saved> saved,
+                                           const TensorList& output_gradients,
+                                           const TensorList& /*parameters*/,
+                                           std::unique_ptr<Saved>* rest) {
+  const auto& graph = static_cast<const Graph&>(*saved);
+  const auto roots = roots_of(graph, output_gradients);
+  TensorList differentiable;
+  for (const auto& input : graph.inputs) {
+    if (input.requires_grad()) differentiable.push_back(input);
+  }
+  auto left = std::make_unique<Rest>();
+  auto gradients =
+      split_backward(roots.outputs, roots.gradients, differentiable, &left->graph);
+  TensorList input_gradients;
+  auto next = gradients.begin();
+  for (const auto& input : graph.inputs) {
+    input_gradients.push_back(input.requires_grad() ? std::move(*next++)
+                                                    : at::Tensor());
+  }
+  rest->reset();
+  if (left->graph) *rest = std::move(left);
+  return input_gradients;
+}
+
+void AutogradSegment::backward_weight(std::unique_ptr<Saved> rest,
+                                      const TensorList& /*parameters*/) {
+  if (rest) static_cast<Rest&>(*rest).graph->run();
 }
 
 }  // namespace torchtitan::nn

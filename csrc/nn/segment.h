@@ -29,6 +29,7 @@ struct Flops {
   int64_t forward = 0;
   int64_t backward = 0;   // without running forward again
   int64_t recompute = 0;  // of running it again for what it saves
+  int64_t weight = 0;     // of those of backward: of its second half
 };
 
 // Collectives that a segment runs by itself, in their order.
@@ -36,6 +37,9 @@ struct Exchanges {
   std::vector<plan::Exchange> forward = {};
   std::vector<plan::Exchange> backward = {};
   std::vector<plan::Exchange> recompute = {};
+  // Of the halves of backward.
+  std::vector<plan::Exchange> backward_input = {};
+  std::vector<plan::Exchange> backward_weight = {};
 };
 
 class Segment {
@@ -73,6 +77,20 @@ class Segment {
                               const TensorList& output_gradients,
                               const TensorList& parameters) = 0;
 
+  // The same in two halves, between which other segments may run: the gradients of the
+  // inputs first, and in *rest what those of the parameters need, null where nothing is
+  // left to do. The .grad of a parameter may be added to in the first half already
+  // where its gradient costs no product (a norm's) or is there before.
+  // Tensors that came in and go out may be part of the rest: nobody may write to them
+  // before the second half has ended.
+  virtual TensorList backward_input(std::unique_ptr<Saved> saved,
+                                    const TensorList& output_gradients,
+                                    const TensorList& parameters,
+                                    std::unique_ptr<Saved>* rest) = 0;
+  // Adds the other gradients of the parameters into their .grad, which is preset.
+  virtual void backward_weight(std::unique_ptr<Saved> rest,
+                               const TensorList& parameters) = 0;
+
   // Of the matrix products with tensors of these shapes (meta will do). Attention is
   // counted without the causal saving and without what its backward computes again, as
   // flops are in reports of utilization (Chowdhery et al. 2022, appendix B).
@@ -100,6 +118,13 @@ class AutogradSegment : public Segment {
                      std::unique_ptr<Saved>* saved) override;
   TensorList backward(std::unique_ptr<Saved> saved, const TensorList& output_gradients,
                       const TensorList& parameters) override;
+  // Divided as in nn/split_backward.h.
+  TensorList backward_input(std::unique_ptr<Saved> saved,
+                            const TensorList& output_gradients,
+                            const TensorList& parameters,
+                            std::unique_ptr<Saved>* rest) override;
+  void backward_weight(std::unique_ptr<Saved> rest,
+                       const TensorList& parameters) override;
 
   // The function itself, differentiable when grad mode is on.
   virtual TensorList compute(const TensorList& inputs,

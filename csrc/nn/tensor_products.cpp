@@ -6,6 +6,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "ops/linear.h"
 
 namespace torchtitan::nn {
@@ -63,16 +65,18 @@ class GatheredLinear final : public torch::autograd::Function<GatheredLinear> {
     const auto x = weights.back();
     weights.pop_back();
     const auto axis = kept_axis(ctx);
+    // Asked for one by one where a backward is divided in halves.
+    const bool for_weights = ctx->needs_input_grad({{1, 1 + weights.size()}});
     TensorList dys;
     for (const auto& gradient : gradients) dys.push_back(flat(gradient));
-    const auto x_NE = axis.start_gather(flat(x));
-    const auto dx = gathered_products_backward(dys, weights, axis);
-    variable_list result = {at::Tensor()};
-    for (size_t i = 0; i < weights.size(); ++i) {
-      result.push_back(weight_gradient(dys[i], x_NE.wait(), weights[i]));
+    std::optional<Pending> x_NE, dx;
+    if (for_weights) x_NE = axis.start_gather(flat(x));
+    if (ctx->needs_input_grad(0)) dx = gathered_products_backward(dys, weights, axis);
+    variable_list result(weights.size() + 2);
+    for (size_t i = 0; for_weights && i < weights.size(); ++i) {
+      result[i + 1] = weight_gradient(dys[i], x_NE->wait(), weights[i]);
     }
-    result[0] = dx.wait().view_as(x);
-    result.emplace_back();
+    if (dx) result[0] = dx->wait().view_as(x);
     return result;
   }
 };
@@ -89,10 +93,20 @@ class LinearSum final : public torch::autograd::Function<LinearSum> {
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &w = saved[1];
-    const auto dx = at::empty_like(x, at::MemoryFormat::Contiguous);
-    const auto dy =
-        product_sum_backward_(dx.flatten(0, 1), flat(gradients[0]), w, kept_axis(ctx));
-    return {dx, weight_gradient(dy, flat(x), w), at::Tensor()};
+    const auto axis = kept_axis(ctx);
+    at::Tensor dx, dw, dy;
+    if (ctx->needs_input_grad(0)) {
+      dx = at::empty_like(x, at::MemoryFormat::Contiguous);
+      dy = product_sum_backward_(dx.flatten(0, 1), flat(gradients[0]), w, axis);
+      // For the other half of a divided backward.
+      if (w.requires_grad() && !ctx->needs_input_grad(1)) ctx->saved_data["dy"] = dy;
+    } else {
+      const auto gathered = ctx->saved_data.find("dy");
+      dy = gathered == ctx->saved_data.end() ? axis.gather(flat(gradients[0]))
+                                             : gathered->second.toTensor();
+    }
+    if (ctx->needs_input_grad(1)) dw = weight_gradient(dy, flat(x), w);
+    return {dx, dw, at::Tensor()};
   }
 };
 

@@ -84,7 +84,8 @@ nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
   const int64_t last = 2 * inputs[0].size(0) * length * w[kW2].numel();
   return {.forward = forward,
           .backward = 2 * forward,
-          .recompute = is_hand_written(inputs[0], w) ? forward - last : forward};
+          .recompute = is_hand_written(inputs[0], w) ? forward - last : forward,
+          .weight = 2 * inputs[0].size(0) * length * weights};
 }
 
 nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) const {
@@ -100,6 +101,9 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
     note(result.backward, Verb::kGatherStretches);
     note(result.backward, Verb::kGather);  // the normed tokens
     note(result.backward, Verb::kSumScatterStretches);
+    note(result.backward_input, Verb::kGatherStretches);
+    note(result.backward_input, Verb::kSumScatterStretches);
+    note(result.backward_weight, Verb::kGather);
   }
   // The gradients of the norms travel together, or autograd sends one by one.
   const bool together = is_hand_written(x, w);
@@ -110,7 +114,10 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
   const auto& norm = w[kFfnNorm];
   const auto options = together ? norm.grad().options() : fused::wide_options(norm);
   for (int i = 0; i < (together ? 1 : 2); ++i) {
-    axis_.note(result.backward, Verb::kSum, norm.numel() * (together ? 2 : 1), options);
+    const int64_t numel = norm.numel() * (together ? 2 : 1);
+    axis_.note(result.backward, Verb::kSum, numel, options);
+    axis_.note(together ? result.backward_input : result.backward_weight, Verb::kSum,
+               numel, options);
   }
   return result;
 }
@@ -188,63 +195,88 @@ TensorList Block::backward(std::unique_ptr<Saved> saved,
   if (kept == nullptr) {
     return AutogradSegment::backward(std::move(saved), output_gradients, w);
   }
-  if (!output_gradients[0].defined()) return {at::Tensor()};
+  nn::WeightProducts products(axis_, w);
+  return backward(*kept, output_gradients[0], w, products);
+}
+
+TensorList Block::backward_input(std::unique_ptr<Saved> saved,
+                                 const TensorList& output_gradients,
+                                 const TensorList& w, std::unique_ptr<Saved>* rest) {
+  auto* kept = dynamic_cast<Kept*>(saved.get());
+  if (kept == nullptr) {
+    return AutogradSegment::backward_input(std::move(saved), output_gradients, w, rest);
+  }
+  auto products = std::make_unique<nn::WeightProducts>(axis_);
+  auto gradients = backward(*kept, output_gradients[0], w, *products);
+  *rest = std::move(products);
+  return gradients;
+}
+
+void Block::backward_weight(std::unique_ptr<Saved> rest, const TensorList& w) {
+  auto* products = dynamic_cast<nn::WeightProducts*>(rest.get());
+  if (products == nullptr) return AutogradSegment::backward_weight(std::move(rest), w);
   const c10::AutoGradMode off(false);
-  const auto gradient = [&](BlockSlot slot) { return w[slot].grad(); };
-  const TensorList norms = {gradient(kAttentionNorm), gradient(kFfnNorm)};
+  products->run(w);
+}
+
+TensorList Block::backward(Kept& kept, const at::Tensor& dy, const TensorList& w,
+                           nn::WeightProducts& products) const {
+  if (!dy.defined()) return {at::Tensor()};
+  const c10::AutoGradMode off(false);
+  const TensorList norms = {w[kAttentionNorm].grad(), w[kFfnNorm].grad()};
   const TensorList partial_norms = {axis_.partial_gradient(norms[0]),
                                     axis_.partial_gradient(norms[1])};
-  const auto x_nE = tokens(kept->x_BsE);
-  const auto dy_nE = tokens(output_gradients[0].contiguous());
+  const auto x_nE = tokens(kept.x_BsE);
+  const auto dy_nE = tokens(dy.contiguous());
 
   // Weight gradients are computed while something else travels.
   // Feed-forward. The buffers of gate and up become their gradients.
-  auto gated_NF = at::empty_like(kept->gate_NF);
+  auto gated_NF = at::empty_like(kept.gate_NF);
   auto dy_NE = nn::product_sum_backward_(gated_NF, dy_nE, w[kW2], axis_);
-  fused::swiglu_backward_(gated_NF, kept->gate_NF, kept->up_NF);
-  const auto normed_nE = at::empty_like(x_nE);
-  fused::rms_norm_again(kept->h_nE, w[kFfnNorm], kept->rstd2_n, normed_nE);
-  auto normed_NE = axis_.start_gather(normed_nE);
-  ops::linear_backward_weight_(gradient(kW2), dy_NE, gated_NF);
+  fused::swiglu_backward_(gated_NF, kept.gate_NF, kept.up_NF);
+  auto normed_nE = at::empty_like(x_nE);
+  fused::rms_norm_again(kept.h_nE, w[kFfnNorm], kept.rstd2_n, normed_nE);
+  auto normed_NE = products.gather(normed_nE);
+  products.add(kW2, dy_NE, products.whole(gated_NF));
   gated_NF.reset();
   dy_NE.reset();
-  auto dx_nE = nn::gathered_products_backward({kept->gate_NF, kept->up_NF},
+  auto dx_nE = nn::gathered_products_backward({kept.gate_NF, kept.up_NF},
                                               {w[kW1], w[kW3]}, axis_);
-  ops::linear_backward_weight_(gradient(kW1), kept->gate_NF, normed_NE.wait());
-  ops::linear_backward_weight_(gradient(kW3), kept->up_NF, normed_NE.wait());
+  products.add(kW1, kept.gate_NF, normed_NE);
+  products.add(kW3, kept.up_NF, normed_NE);
   const auto dh_nE = dx_nE.wait();
-  fused::rms_norm_backward(dh_nE, 1.0, kept->h_nE, w[kFfnNorm], kept->rstd2_n, dy_nE,
+  fused::rms_norm_backward(dh_nE, 1.0, kept.h_nE, w[kFfnNorm], kept.rstd2_n, dy_nE,
                            dh_nE, partial_norms[1]);
-  normed_NE = nn::Pending(normed_nE);  // frees the gathered tokens
-  kept->gate_NF.reset();
-  kept->up_NF.reset();
-  kept->h_nE.reset();
+  normed_NE.reset();
+  kept.gate_NF.reset();
+  kept.up_NF.reset();
+  kept.h_nE.reset();
 
   // Attention. The gradients take the places of do, k and v.
-  const auto do_BSHD = at::empty_like(kept->q_BSHD);
+  const auto do_BSHD = at::empty_like(kept.q_BSHD);
   auto dh_NE =
       nn::product_sum_backward_(tokens(do_BSHD.flatten(2)), dh_nE, w[kWo], axis_);
-  fused::rms_norm_again(x_nE, w[kAttentionNorm], kept->rstd1_n, normed_nE);
-  normed_NE = axis_.start_gather(normed_nE);
-  ops::linear_backward_weight_(gradient(kWo), dh_NE, tokens(kept->o_BSHD.flatten(2)));
+  if (products.are_kept()) normed_nE = at::empty_like(x_nE);
+  fused::rms_norm_again(x_nE, w[kAttentionNorm], kept.rstd1_n, normed_nE);
+  normed_NE = products.gather(normed_nE);
+  products.add(kWo, dh_NE, products.whole(tokens(kept.o_BSHD.flatten(2))));
   dh_NE.reset();
-  fused::causal_attention_backward(kept->q_BSHD, kept->k_BSGD, kept->v_BSGD,
-                                   kept->o_BSHD, kept->lse_BHS, do_BSHD, do_BSHD,
-                                   kept->k_BSGD, kept->v_BSGD);
+  fused::causal_attention_backward(kept.q_BSHD, kept.k_BSGD, kept.v_BSGD, kept.o_BSHD,
+                                   kept.lse_BHS, do_BSHD, do_BSHD, kept.k_BSGD,
+                                   kept.v_BSGD);
   fused::rope_(do_BSHD, rope_, fused::Turn::kBackward);
-  fused::rope_(kept->k_BSGD, rope_, fused::Turn::kBackward);
-  const TensorList d_qkv = {tokens(do_BSHD.flatten(2)), tokens(kept->k_BSGD.flatten(2)),
-                            tokens(kept->v_BSGD.flatten(2))};
+  fused::rope_(kept.k_BSGD, rope_, fused::Turn::kBackward);
+  const TensorList d_qkv = {tokens(do_BSHD.flatten(2)), tokens(kept.k_BSGD.flatten(2)),
+                            tokens(kept.v_BSGD.flatten(2))};
   dx_nE = nn::gathered_products_backward(d_qkv, {w[kWq], w[kWk], w[kWv]}, axis_);
   constexpr BlockSlot kSlots[] = {kWq, kWk, kWv};
-  for (size_t i = 0; i < d_qkv.size(); ++i) {
-    ops::linear_backward_weight_(gradient(kSlots[i]), d_qkv[i], normed_NE.wait());
-  }
+  for (size_t i = 0; i < d_qkv.size(); ++i)
+    products.add(kSlots[i], d_qkv[i], normed_NE);
   const auto d_nE = dx_nE.wait();
-  fused::rms_norm_backward(d_nE, 1.0, x_nE, w[kAttentionNorm], kept->rstd1_n, dh_nE,
+  fused::rms_norm_backward(d_nE, 1.0, x_nE, w[kAttentionNorm], kept.rstd1_n, dh_nE,
                            d_nE, partial_norms[0]);
   axis_.add_sums_(norms, partial_norms);
-  return {d_nE.view_as(kept->x_BsE)};
+  return {d_nE.view_as(kept.x_BsE)};
 }
 
 }  // namespace torchtitan::models::llama

@@ -14,6 +14,7 @@
 #include "models/llama/args.h"
 #include "nn/segment.h"
 #include "nn/tensor_axis.h"
+#include "nn/weight_products.h"
 
 namespace torchtitan::models::llama {
 
@@ -36,6 +37,13 @@ class Block final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  // The second half has all products but those of the norms.
+  nn::TensorList backward_input(std::unique_ptr<Saved> saved,
+                                const nn::TensorList& output_gradients,
+                                const nn::TensorList& parameters,
+                                std::unique_ptr<Saved>* rest) override;
+  void backward_weight(std::unique_ptr<Saved> rest,
+                       const nn::TensorList& parameters) override;
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
   nn::Exchanges exchanges(const nn::TensorList& inputs,
@@ -50,6 +58,9 @@ class Block final : public nn::AutogradSegment {
     at::Tensor normed;
   };
   Half up_to_gate(const at::Tensor& x, const nn::TensorList& parameters) const;
+  nn::TensorList backward(Kept& kept, const at::Tensor& dy,
+                          const nn::TensorList& parameters,
+                          nn::WeightProducts& products) const;
   bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;
   at::Tensor heads(const at::Tensor& x) const;
 

@@ -34,6 +34,11 @@ struct Tokens final : nn::Segment::Saved {
   at::Tensor ids;
 };
 
+struct Untouched final : nn::Segment::Saved {
+  std::unique_ptr<nn::Segment::Saved> saved;
+  TensorList output_gradients;
+};
+
 // Gradients of the loss sum, found in the forward pass while the logits were there; the
 // backward pass scales them by the gradient of the sum.
 struct LossGradients final : nn::Segment::Saved {
@@ -102,6 +107,30 @@ TensorList Embedding::backward(std::unique_ptr<Saved> saved,
   return {at::Tensor()};
 }
 
+TensorList Embedding::backward_input(std::unique_ptr<Saved> saved,
+                                     const TensorList& output_gradients,
+                                     const TensorList& parameters,
+                                     std::unique_ptr<Saved>* rest) {
+  if (dynamic_cast<const Tokens*>(saved.get()) == nullptr) {
+    return AutogradSegment::backward_input(std::move(saved), output_gradients,
+                                           parameters, rest);
+  }
+  auto untouched = std::make_unique<Untouched>();
+  untouched->saved = std::move(saved);
+  untouched->output_gradients = output_gradients;
+  *rest = std::move(untouched);
+  return {at::Tensor()};
+}
+
+void Embedding::backward_weight(std::unique_ptr<Saved> rest,
+                                const TensorList& parameters) {
+  auto* untouched = dynamic_cast<Untouched*>(rest.get());
+  if (untouched == nullptr) {
+    return AutogradSegment::backward_weight(std::move(rest), parameters);
+  }
+  backward(std::move(untouched->saved), untouched->output_gradients, parameters);
+}
+
 nn::Flops Embedding::flops(const TensorList& /*inputs*/,
                            const TensorList& /*parameters*/) const {
   return {};
@@ -116,6 +145,7 @@ nn::Exchanges Embedding::exchanges(const TensorList& inputs,
   axis_.note(result.forward, Verb::kSumScatter, numel, weight.options());
   result.recompute = result.forward;
   axis_.note(result.backward, Verb::kGather, numel, weight.options());
+  result.backward_weight = result.backward;
   return result;
 }
 
@@ -232,11 +262,26 @@ TensorList HeadSegment::backward(std::unique_ptr<Saved> saved,
   return none;
 }
 
+TensorList HeadSegment::backward_input(std::unique_ptr<Saved> saved,
+                                       const TensorList& output_gradients,
+                                       const TensorList& parameters,
+                                       std::unique_ptr<Saved>* rest) {
+  if (dynamic_cast<const LossGradients*>(saved.get()) == nullptr) {
+    return AutogradSegment::backward_input(std::move(saved), output_gradients,
+                                           parameters, rest);
+  }
+  rest->reset();
+  return backward(std::move(saved), output_gradients, parameters);
+}
+
 nn::Flops HeadSegment::flops(const TensorList& inputs,
                              const TensorList& parameters) const {
   const int64_t forward =
       2 * inputs[0].numel() * options_.axis.size() * parameters[1].size(0);
-  return {.forward = forward, .backward = 2 * forward, .recompute = forward};
+  return {.forward = forward,
+          .backward = 2 * forward,
+          .recompute = forward,
+          .weight = is_hand_written(inputs[0], parameters[1]) ? 0 : forward};
 }
 
 nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
@@ -260,6 +305,7 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
                 h.options());
     }
     axis.note(result.backward, Verb::kSum, norm.numel(), norm.grad().options());
+    result.backward_input = result.backward;
     result.recompute = result.forward;
     return result;
   }
@@ -275,6 +321,10 @@ nn::Exchanges HeadSegment::exchanges(const TensorList& inputs,
   axis.note(result.backward, Verb::kGather, hidden, h.options());
   axis.note(result.backward, Verb::kSumScatterStretches, hidden, h.options());
   axis.note(result.backward, Verb::kSum, norm.numel(), fused::wide_options(norm));
+  axis.note(result.backward_input, Verb::kSumScatterStretches, hidden, h.options());
+  axis.note(result.backward_weight, Verb::kGather, hidden, h.options());
+  axis.note(result.backward_weight, Verb::kSum, norm.numel(),
+            fused::wide_options(norm));
   result.recompute = result.forward;
   return result;
 }

@@ -34,6 +34,13 @@ class Embedding final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  // All in the second half.
+  nn::TensorList backward_input(std::unique_ptr<Saved> saved,
+                                const nn::TensorList& output_gradients,
+                                const nn::TensorList& parameters,
+                                std::unique_ptr<Saved>* rest) override;
+  void backward_weight(std::unique_ptr<Saved> rest,
+                       const nn::TensorList& parameters) override;
   // None: rows are looked up.
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
@@ -76,6 +83,11 @@ class HeadSegment final : public nn::AutogradSegment {
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
+  // The hand-written loss has its gradients since its forward: all in the first half.
+  nn::TensorList backward_input(std::unique_ptr<Saved> saved,
+                                const nn::TensorList& output_gradients,
+                                const nn::TensorList& parameters,
+                                std::unique_ptr<Saved>* rest) override;
   // As if the products for the gradients of the loss were all in backward.
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;
