@@ -68,6 +68,7 @@ std::string to_string(const Action& action) {
   if (action.segment >= 0) text << " s" << action.segment;
   if (action.group >= 0) text << " g" << action.group;
   if (action.microbatch >= 0) text << " mb" << action.microbatch;
+  if (action.overlaps_next) text << " with the next";
   return text.str();
 }
 

@@ -38,6 +38,8 @@ struct Action {
   int64_t group = -1;
   int64_t microbatch = -1;
   ActionKind waits_for = ActionKind::kWait;  // of a Wait: the kind of its start
+  // This Forward of a stage and the backward after it run together.
+  bool overlaps_next = false;
 
   bool operator==(const Action&) const = default;
 };
@@ -60,8 +62,8 @@ Action wait_for(const Action& start);
 // "Forward", "ReduceGradient", ...
 std::string to_string(ActionKind kind);
 
-// "Forward s2 mb0", "Wait Unshard g3", "SendActivation st1 mb0": s segment, g group, st
-// stage, mb microbatch.
+// "Forward s2 mb0", "Wait Unshard g3", "SendActivation st1 mb0", "Forward st1 mb4 with
+// the next": s segment, g group, st stage, mb microbatch.
 std::string to_string(const Action& action);
 
 }  // namespace torchtitan::plan

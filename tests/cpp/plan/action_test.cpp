@@ -17,6 +17,11 @@ TEST(Action, PrintsItsKindAndWhatItActsOn) {
   EXPECT_EQ(to_string(Action{
                 .kind = ActionKind::kSendActivation, .stage = 1, .microbatch = 4}),
             "SendActivation st1 mb4");
+  EXPECT_EQ(to_string(Action{.kind = ActionKind::kForward,
+                             .stage = 1,
+                             .microbatch = 4,
+                             .overlaps_next = true}),
+            "Forward st1 mb4 with the next");
   EXPECT_EQ(to_string(Action{.kind = ActionKind::kOptimizerStep}), "OptimizerStep");
 }
 

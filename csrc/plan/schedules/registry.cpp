@@ -1,0 +1,186 @@
+#include "plan/schedules/registry.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+
+#include "base/errors.h"
+#include "plan/schedules/dual_pipe_v.h"
+#include "plan/schedules/gpipe.h"
+#include "plan/schedules/interleaved.h"
+#include "plan/schedules/looped_bfs.h"
+#include "plan/schedules/one_f_one_b.h"
+#include "plan/schedules/zbv.h"
+#include "plan/schedules/zero_bubble.h"
+
+namespace torchtitan::plan::schedules {
+namespace {
+
+int64_t all_microbatches(const PipelineSize& size) {
+  return size.stages_per_rank * size.num_microbatches;
+}
+
+// Of a pipeline that fills and empties once: p - 1 idle slots of `slot` beside the
+// work, in units of which a stage has `work` for each microbatch.
+double idle_share(const PipelineSize& size, double work, double slot) {
+  const double idle = static_cast<double>(size.num_ranks - 1) * slot;
+  return idle / (static_cast<double>(all_microbatches(size)) * work + idle);
+}
+
+using Size = const PipelineSize&;
+using Bubble = std::optional<double>;
+
+constexpr std::array<ScheduleFacts, 7> kSchedules{{
+    {.name = "1F1B",
+     .multi_stage = false,
+     .stages_per_rank = 1,
+     .v_shaped = false,
+     .splits_backward = false,
+     .overlaps = false,
+     .bounded_memory = true,
+     .make = [](Size s) { return one_f_one_b(s.num_ranks, s.num_microbatches); },
+     .live_bound =
+         [](Size s, int64_t rank) {
+           return std::min(s.num_microbatches, s.num_ranks - rank);
+         },
+     .bubble = [](Size s) -> Bubble { return idle_share(s, 1, 1); }},
+    {.name = "GPipe",
+     .multi_stage = false,
+     .stages_per_rank = 1,
+     .v_shaped = false,
+     .splits_backward = false,
+     .overlaps = false,
+     .bounded_memory = false,
+     .make = [](Size s) { return gpipe(s.num_ranks, s.num_microbatches); },
+     .live_bound = [](Size s, int64_t) { return all_microbatches(s); },
+     .bubble = [](Size s) -> Bubble { return idle_share(s, 1, 1); }},
+    {.name = "Interleaved1F1B",
+     .multi_stage = true,
+     .stages_per_rank = 0,
+     .v_shaped = false,
+     .splits_backward = false,
+     .overlaps = false,
+     .bounded_memory = true,
+     .make =
+         [](Size s) {
+           return interleaved_one_f_one_b(s.num_ranks, s.stages_per_rank,
+                                          s.num_microbatches);
+         },
+     .live_bound =
+         [](Size s, int64_t rank) {
+           return std::min(all_microbatches(s),
+                           interleaved_warmup(s.num_ranks, s.stages_per_rank,
+                                              s.num_microbatches, rank) +
+                               1);
+         },
+     .bubble = [](Size s) -> Bubble {
+       if (s.num_microbatches % s.num_ranks != 0) return std::nullopt;
+       return idle_share(s, 1, 1);
+     }},
+    {.name = "InterleavedZeroBubble",
+     .multi_stage = true,
+     .stages_per_rank = 0,
+     .v_shaped = false,
+     .splits_backward = true,
+     .overlaps = false,
+     .bounded_memory = true,
+     .make =
+         [](Size s) {
+           return interleaved_zero_bubble(s.num_ranks, s.stages_per_rank,
+                                          s.num_microbatches);
+         },
+     .live_bound =
+         [](Size s, int64_t rank) {
+           return std::min(all_microbatches(s),
+                           zero_bubble_warmup(s.num_ranks, s.stages_per_rank,
+                                              s.num_microbatches, rank) +
+                               1 + rank);
+         },
+     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+    {.name = "LoopedBFS",
+     .multi_stage = true,
+     .stages_per_rank = 0,
+     .v_shaped = false,
+     .splits_backward = false,
+     .overlaps = false,
+     .bounded_memory = false,
+     .make =
+         [](Size s) {
+           return looped_bfs(s.num_ranks, s.stages_per_rank, s.num_microbatches);
+         },
+     .live_bound = [](Size s, int64_t) { return all_microbatches(s); },
+     .bubble = [](Size s) -> Bubble {
+       if (s.num_microbatches < s.num_ranks) return std::nullopt;
+       return idle_share(s, 1, 1);
+     }},
+    {.name = "ZBVZeroBubble",
+     .multi_stage = true,
+     .stages_per_rank = 2,
+     .v_shaped = true,
+     .splits_backward = true,
+     .overlaps = false,
+     .bounded_memory = true,
+     .make = [](Size s) { return zbv_zero_bubble(s.num_ranks, s.num_microbatches); },
+     .live_bound =
+         [](Size s, int64_t) { return std::min(all_microbatches(s), 2 * s.num_ranks); },
+     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+    {.name = "DualPipeV",
+     .multi_stage = true,
+     .stages_per_rank = 2,
+     .v_shaped = true,
+     .splits_backward = true,
+     .overlaps = true,
+     .bounded_memory = true,
+     .make = [](Size s) { return dual_pipe_v(s.num_ranks, s.num_microbatches); },
+     .live_bound =
+         [](Size s, int64_t) {
+           return std::min(all_microbatches(s), 2 * s.num_ranks + 1);
+         },
+     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+}};
+
+std::string lower(std::string_view text) {
+  std::string result(text);
+  for (char& c : result) c = static_cast<char>(std::tolower(c));
+  return result;
+}
+
+}  // namespace
+
+std::span<const ScheduleFacts> all_schedules() { return kSchedules; }
+
+const ScheduleFacts& find_schedule(std::string_view name) {
+  std::string known;
+  for (const ScheduleFacts& facts : kSchedules) {
+    if (lower(facts.name) == lower(name)) return facts;
+    known += (known.empty() ? "" : ", ") + std::string(facts.name);
+  }
+  throw std::invalid_argument(
+      base::message("unknown pipeline schedule '", name, "', expected one of ", known));
+}
+
+void check_size(const ScheduleFacts& facts, const PipelineSize& size) {
+  using base::check_value;
+  check_value(size.num_ranks >= 1, facts.name, ": needs at least 1 rank, got ",
+              size.num_ranks);
+  check_value(size.num_microbatches >= 1, facts.name,
+              ": needs at least 1 microbatch, got ", size.num_microbatches);
+  check_value(size.stages_per_rank >= 1, facts.name,
+              ": needs at least 1 stage per rank, got ", size.stages_per_rank);
+  check_value(
+      facts.stages_per_rank == 0 || facts.stages_per_rank == size.stages_per_rank,
+      facts.name, ": takes exactly ", facts.stages_per_rank, " stage",
+      facts.stages_per_rank == 1 ? "" : "s", " per rank, that is ",
+      facts.stages_per_rank * size.num_ranks, " on ", size.num_ranks, " ranks, got ",
+      size.stages_per_rank, " per rank");
+}
+
+Schedule make_schedule(std::string_view name, int64_t num_ranks,
+                       int64_t stages_per_rank, int64_t num_microbatches) {
+  const ScheduleFacts& facts = find_schedule(name);
+  const PipelineSize size{num_ranks, stages_per_rank, num_microbatches};
+  check_size(facts, size);
+  return facts.make(size);
+}
+
+}  // namespace torchtitan::plan::schedules
