@@ -17,6 +17,7 @@ void bind_nn(py::module_ module);
 void bind_optim(py::module_ module);
 void bind_parallel(py::module_ module);
 void bind_plan(py::module_ module);
+void bind_plan_pipeline(py::module_& module);  // into the module of bind_plan
 void bind_storage(py::module_ module);
 void bind_train(py::module_ module);
 void bind_data(py::module_ module);

@@ -139,9 +139,19 @@ void bind_programs(py::module_& module) {
       .def_property_readonly(
           "kind", [](const Action& action) { return to_string(action.kind); },
           "\"Forward\", \"Unshard\", \"Wait\", ...")
+      .def_property_readonly(
+          "waits_for",
+          [](const Action& action) -> std::optional<std::string> {
+            if (action.kind != ActionKind::kWait) return std::nullopt;
+            return to_string(action.waits_for);
+          },
+          "Of a Wait: the kind of its start.")
+      .def_readonly("stage", &Action::stage)
       .def_readonly("segment", &Action::segment)
       .def_readonly("group", &Action::group)
       .def_readonly("microbatch", &Action::microbatch)
+      .def_readonly("overlaps_next", &Action::overlaps_next,
+                    "Whether this Forward and the next action run together.")
       .def("__str__", [](const Action& action) { return to_string(action); })
       .def("__eq__", [](const Action& a, const Action& b) { return a == b; });
 
@@ -251,6 +261,7 @@ void bind_plan(py::module_ module) {
   bind_shapes(module);
   bind_programs(module);
   bind_predictions(module);
+  bind_plan_pipeline(module);
 }
 
 }  // namespace torchtitan::bindings

@@ -524,11 +524,19 @@ class plan:
         def kind(self) -> str:
             """"Forward", "Unshard", "Wait", ..."""
         @property
+        def waits_for(self) -> str | None:
+            """Of a Wait: the kind of its start."""
+        @property
+        def stage(self) -> int: ...
+        @property
         def segment(self) -> int: ...
         @property
         def group(self) -> int: ...
         @property
         def microbatch(self) -> int: ...
+        @property
+        def overlaps_next(self) -> bool:
+            """Whether this Forward and the next action run together."""
         def __str__(self) -> str: ...
         def __eq__(self, arg0: object, /) -> bool: ...
         __hash__ = None  # type: ignore[assignment]
@@ -680,6 +688,50 @@ class plan:
         DEFAULT: plan.Reshard
         NEVER: plan.Reshard
 
+    class Schedule:
+        """What each rank of a pipeline does with its stages, in order."""
+        @property
+        def rank_of_stage(self) -> list[int]: ...
+        @property
+        def num_microbatches(self) -> int: ...
+        @property
+        def num_stages(self) -> int: ...
+        @property
+        def num_ranks(self) -> int: ...
+        def to_csv(self) -> str:
+            """The schedule in torch's CSV format, a row per rank."""
+        def forward_only(self) -> plan.Schedule:
+            """The schedule without its backwards: validation."""
+        def __eq__(self, arg0: object, /) -> bool: ...
+        __hash__ = None  # type: ignore[assignment]
+
+    class ScheduleFacts:
+        """What one has to know of a schedule to choose it."""
+        @property
+        def name(self) -> str:
+            """In torch's spelling."""
+        @property
+        def multi_stage(self) -> bool:
+            """Whether it is made for several stages per rank."""
+        @property
+        def stages_per_rank(self) -> int:
+            """The only number it takes; 0: any from 1 on."""
+        @property
+        def v_shaped(self) -> bool:
+            """Whether rank r of p has stages r and 2 p - 1 - r, else r + i p."""
+        @property
+        def splits_backward(self) -> bool: ...
+        @property
+        def overlaps(self) -> bool:
+            """Whether it runs forwards together with backwards."""
+        @property
+        def bounded_memory(self) -> bool:
+            """Whether more microbatches do not mean more live activations."""
+        def live_bound(self, *, num_ranks: int, stages_per_rank: int, num_microbatches: int, rank: int) -> int:
+            """Most microbatches times stages of a rank that await their backward."""
+        def bubble(self, *, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> float | None:
+            """The published idle share of a step, if there is one for this size."""
+
     class SegmentShape:
         """Sizes of a link of the model's chain, per microbatch."""
         def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, recompute_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool, saves_outputs: bool=False) -> None: ...
@@ -747,6 +799,12 @@ class plan:
         def bytes(self) -> int:
             """Of the larger side of each call."""
     @staticmethod
+    def add_transfers(schedule: plan.Schedule, *, depth: int=1) -> list[list[plan.Action]]:
+        """The programs of all ranks of a pipeline, with the messages between stages. Receives start `depth` works ahead of the one that needs them."""
+    @staticmethod
+    def all_schedules() -> list[plan.ScheduleFacts]:
+        """Every schedule that make_schedule knows."""
+    @staticmethod
     def build_forward_program(shape: plan.StepShape, *, prefetch_depth: int) -> list[plan.Action]:
         """The actions of a validation step."""
     @staticmethod
@@ -755,6 +813,15 @@ class plan:
     @staticmethod
     def estimate_memory(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape) -> plan.MemoryEstimate:
         """Predict the tensor bytes of a rank that runs the program."""
+    @staticmethod
+    def find_schedule(name: str) -> plan.ScheduleFacts:
+        """The schedule of a name in any case; ValueError names those that exist."""
+    @staticmethod
+    def make_schedule(name: str, *, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> plan.Schedule:
+        """The order of a named schedule."""
+    @staticmethod
+    def parse_schedule_csv(text: str) -> plan.Schedule:
+        """The schedule of a CSV text in torch's format; ValueError names row and column."""
     @staticmethod
     def simulate(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, flops_per_second: float, memory_bytes_per_second: float, links: collections.abc.Mapping[str, tuple[float, float]]) -> plan.Simulation:
         """Predict the time of a program. links: (bytes per second, latency in seconds) of each mesh axis."""
