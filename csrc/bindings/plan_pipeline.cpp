@@ -7,6 +7,8 @@
 #include "plan/schedules/csv.h"
 #include "plan/schedules/forward_only.h"
 #include "plan/schedules/registry.h"
+#include "plan/simulate_pipeline.h"
+#include "plan/verify_pipeline.h"
 
 namespace torchtitan::bindings {
 namespace {
@@ -67,7 +69,8 @@ void bind_schedules(py::module_& module) {
             schedules::check_size(facts, size);
             return facts.bubble(size);
           },
-          "The published idle share of a step, if there is one for this size.",
+          "The published idle share of a step where forward and both halves of "
+          "backward take equally long; None for too few microbatches.",
           py::kw_only(), py::arg("num_ranks"), py::arg("stages_per_rank"),
           py::arg("num_microbatches"));
 
@@ -91,14 +94,82 @@ void bind_schedules(py::module_& module) {
              py::arg("text"), WithoutGil());
 }
 
-}  // namespace
-
-void bind_plan_pipeline(py::module_& module) {
-  bind_schedules(module);
+void bind_pipeline_programs(py::module_& module) {
   module.def("add_transfers", &passes::add_transfers,
              "The programs of all ranks of a pipeline, with the messages between "
              "stages. Receives start `depth` works ahead of the one that needs them.",
              py::arg("schedule"), py::kw_only(), py::arg("depth") = 1, WithoutGil());
+  module.def(
+      "verify_pipeline",
+      [](const std::vector<Program>& programs, std::vector<int64_t> rank_of_stage,
+         int64_t num_microbatches, ProgramKind kind, std::vector<int64_t> live_bounds) {
+        verify_pipeline(
+            programs,
+            {std::move(rank_of_stage), num_microbatches, std::move(live_bounds)}, kind);
+      },
+      "Raise ValueError, naming rank and action, unless the programs of all ranks do "
+      "the work of the stages together, without deadlock. live_bounds: most live "
+      "activations by rank; empty: no bound.",
+      py::arg("programs"), py::kw_only(), py::arg("rank_of_stage"),
+      py::arg("num_microbatches"), py::arg("kind"),
+      py::arg("live_bounds") = std::vector<int64_t>{}, WithoutGil());
+
+  py::class_<StageCost>(module, "StageCost", "Of a stage on one microbatch.")
+      .def(py::init([](double forward_seconds, double backward_seconds,
+                       double backward_input_seconds, double backward_weight_seconds,
+                       double output_bytes) {
+             return StageCost{forward_seconds, backward_seconds, backward_input_seconds,
+                              backward_weight_seconds, output_bytes};
+           }),
+           py::kw_only(), py::arg("forward_seconds"), py::arg("backward_seconds"),
+           py::arg("backward_input_seconds"), py::arg("backward_weight_seconds"),
+           py::arg("output_bytes") = 0.0);
+  py::class_<RankUse>(module, "RankUse", "A rank's share in a simulated pipeline.")
+      .def_readonly("compute_seconds", &RankUse::compute_seconds)
+      .def_readonly("first_begin", &RankUse::first_begin, "Of its first work.")
+      .def_readonly("last_end", &RankUse::last_end, "Of its last work.")
+      .def_readonly("peak_live", &RankUse::peak_live, "Most live activations.")
+      .def_property_readonly("idle_share", &RankUse::idle_share,
+                             "Of the time between its first and its last work.");
+  py::class_<PipelineSimulation>(module, "PipelineSimulation",
+                                 "Predicted times of a pipeline's programs.")
+      .def_readonly("seconds", &PipelineSimulation::seconds)
+      .def_readonly("ranks", &PipelineSimulation::ranks)
+      .def_property_readonly(
+          "bubble",
+          [](const PipelineSimulation& simulation) { return simulation.bubble(); },
+          "Idle share of the time of all ranks.")
+      .def_property_readonly(
+          "spans",
+          [](const PipelineSimulation& simulation) {
+            std::vector<std::vector<std::pair<double, double>>> spans;
+            for (const auto& of_rank : simulation.spans) {
+              auto& rank = spans.emplace_back();
+              for (const auto& [begin, end] : of_rank) rank.emplace_back(begin, end);
+            }
+            return spans;
+          },
+          "Begin and end of each rank's actions in seconds; of a start: of its "
+          "message.");
+  module.def(
+      "simulate_pipeline",
+      [](const std::vector<Program>& programs, const std::vector<StageCost>& stages,
+         std::optional<std::pair<double, double>> link) {
+        std::optional<Link> rates;
+        if (link) rates = Link{link->first, link->second};
+        return simulate_pipeline(programs, stages, rates);
+      },
+      "Predict the time of the programs of all ranks. link: bytes per second and "
+      "latency in seconds of a message; None: messages take no time.",
+      py::arg("programs"), py::arg("stages"), py::kw_only(),
+      py::arg("link") = py::none(), WithoutGil());
+}
+
+}  // namespace
+
+void bind_plan_pipeline(py::module_& module) {
+  bind_schedules(module);
+  bind_pipeline_programs(module);
 }
 
 }  // namespace torchtitan::bindings

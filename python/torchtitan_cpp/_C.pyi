@@ -637,6 +637,19 @@ class plan:
         AT_END: plan.OptimizerTiming
         AT_LAST_GRADIENT: plan.OptimizerTiming
 
+    class PipelineSimulation:
+        """Predicted times of a pipeline's programs."""
+        @property
+        def seconds(self) -> float: ...
+        @property
+        def ranks(self) -> list[plan.RankUse]: ...
+        @property
+        def bubble(self) -> float:
+            """Idle share of the time of all ranks."""
+        @property
+        def spans(self) -> list[list[tuple[float, float]]]:
+            """Begin and end of each rank's actions in seconds; of a start: of its message."""
+
     class ProgramKind:
         """What a program must do.
 
@@ -660,6 +673,23 @@ class plan:
         def __index__(self, /) -> int: ...
         TRAINING: plan.ProgramKind
         FORWARD_ONLY: plan.ProgramKind
+
+    class RankUse:
+        """A rank's share in a simulated pipeline."""
+        @property
+        def compute_seconds(self) -> float: ...
+        @property
+        def first_begin(self) -> float:
+            """Of its first work."""
+        @property
+        def last_end(self) -> float:
+            """Of its last work."""
+        @property
+        def peak_live(self) -> int:
+            """Most live activations."""
+        @property
+        def idle_share(self) -> float:
+            """Of the time between its first and its last work."""
 
     class Reshard:
         """What becomes of gathered parameters between two uses.
@@ -730,7 +760,7 @@ class plan:
         def live_bound(self, *, num_ranks: int, stages_per_rank: int, num_microbatches: int, rank: int) -> int:
             """Most microbatches times stages of a rank that await their backward."""
         def bubble(self, *, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> float | None:
-            """The published idle share of a step, if there is one for this size."""
+            """The published idle share of a step where forward and both halves of backward take equally long; None for too few microbatches."""
 
     class SegmentShape:
         """Sizes of a link of the model's chain, per microbatch."""
@@ -774,6 +804,10 @@ class plan:
         @property
         def spans(self) -> list[tuple[float, float]]:
             """Begin and end of each action in seconds; of a start: of its transfer."""
+
+    class StageCost:
+        """Of a stage on one microbatch."""
+        def __init__(self, *, forward_seconds: float, backward_seconds: float, backward_input_seconds: float, backward_weight_seconds: float, output_bytes: float=0.0) -> None: ...
 
     class StepShape:
         """What a planner knows of a rank's model."""
@@ -826,6 +860,9 @@ class plan:
     def simulate(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, flops_per_second: float, memory_bytes_per_second: float, links: collections.abc.Mapping[str, tuple[float, float]]) -> plan.Simulation:
         """Predict the time of a program. links: (bytes per second, latency in seconds) of each mesh axis."""
     @staticmethod
+    def simulate_pipeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], stages: collections.abc.Sequence[plan.StageCost], *, link: tuple[float, float] | None=None) -> plan.PipelineSimulation:
+        """Predict the time of the programs of all ranks. link: bytes per second and latency in seconds of a message; None: messages take no time."""
+    @staticmethod
     def traffic(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, loss_ranks: int) -> dict[tuple[str, str], plan.Traffic]:
         """Calls and bytes of a program by (mesh axis, verb), exactly. loss_ranks is the size of the axis "loss"."""
     @staticmethod
@@ -834,6 +871,9 @@ class plan:
     @staticmethod
     def verify_agreement(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]]) -> None:
         """Raise ValueError unless all ranks start the same communications in one order."""
+    @staticmethod
+    def verify_pipeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], *, rank_of_stage: collections.abc.Sequence[int], num_microbatches: int, kind: plan.ProgramKind, live_bounds: collections.abc.Sequence[int]=[]) -> None:
+        """Raise ValueError, naming rank and action, unless the programs of all ranks do the work of the stages together, without deadlock. live_bounds: most live activations by rank; empty: no bound."""
 
 class storage:
 

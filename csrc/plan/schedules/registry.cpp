@@ -20,15 +20,17 @@ int64_t all_microbatches(const PipelineSize& size) {
   return size.stages_per_rank * size.num_microbatches;
 }
 
-// Of a pipeline that fills and empties once: p - 1 idle slots of `slot` beside the
-// work, in units of which a stage has `work` for each microbatch.
-double idle_share(const PipelineSize& size, double work, double slot) {
-  const double idle = static_cast<double>(size.num_ranks - 1) * slot;
-  return idle / (static_cast<double>(all_microbatches(size)) * work + idle);
+using Bubble = std::optional<double>;
+
+// Of a pipeline whose ranks idle (p - 1) * `slots` times as long as a forward takes,
+// and work three times as long for each microbatch and stage.
+Bubble bubble(const PipelineSize& size, int64_t slots, int64_t least_microbatches) {
+  if (size.num_microbatches < least_microbatches) return std::nullopt;
+  const auto idle = static_cast<double>((size.num_ranks - 1) * slots);
+  return idle / (3.0 * static_cast<double>(all_microbatches(size)) + idle);
 }
 
 using Size = const PipelineSize&;
-using Bubble = std::optional<double>;
 
 constexpr std::array<ScheduleFacts, 7> kSchedules{{
     {.name = "1F1B",
@@ -43,7 +45,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
          [](Size s, int64_t rank) {
            return std::min(s.num_microbatches, s.num_ranks - rank);
          },
-     .bubble = [](Size s) -> Bubble { return idle_share(s, 1, 1); }},
+     .bubble = [](Size s) { return bubble(s, 3, 1); }},
     {.name = "GPipe",
      .multi_stage = false,
      .stages_per_rank = 1,
@@ -53,7 +55,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
      .bounded_memory = false,
      .make = [](Size s) { return gpipe(s.num_ranks, s.num_microbatches); },
      .live_bound = [](Size s, int64_t) { return all_microbatches(s); },
-     .bubble = [](Size s) -> Bubble { return idle_share(s, 1, 1); }},
+     .bubble = [](Size s) { return bubble(s, 3, 1); }},
     {.name = "Interleaved1F1B",
      .multi_stage = true,
      .stages_per_rank = 0,
@@ -73,10 +75,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
                                               s.num_microbatches, rank) +
                                1);
          },
-     .bubble = [](Size s) -> Bubble {
-       if (s.num_microbatches % s.num_ranks != 0) return std::nullopt;
-       return idle_share(s, 1, 1);
-     }},
+     .bubble = [](Size s) { return bubble(s, 3, s.num_ranks); }},
     {.name = "InterleavedZeroBubble",
      .multi_stage = true,
      .stages_per_rank = 0,
@@ -96,7 +95,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
                                               s.num_microbatches, rank) +
                                1 + rank);
          },
-     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+     .bubble = [](Size s) { return bubble(s, 1, s.num_ranks); }},
     {.name = "LoopedBFS",
      .multi_stage = true,
      .stages_per_rank = 0,
@@ -109,10 +108,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
            return looped_bfs(s.num_ranks, s.stages_per_rank, s.num_microbatches);
          },
      .live_bound = [](Size s, int64_t) { return all_microbatches(s); },
-     .bubble = [](Size s) -> Bubble {
-       if (s.num_microbatches < s.num_ranks) return std::nullopt;
-       return idle_share(s, 1, 1);
-     }},
+     .bubble = [](Size s) { return bubble(s, 3, s.num_ranks); }},
     {.name = "ZBVZeroBubble",
      .multi_stage = true,
      .stages_per_rank = 2,
@@ -123,7 +119,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
      .make = [](Size s) { return zbv_zero_bubble(s.num_ranks, s.num_microbatches); },
      .live_bound =
          [](Size s, int64_t) { return std::min(all_microbatches(s), 2 * s.num_ranks); },
-     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+     .bubble = [](Size s) { return bubble(s, 1, 2 * s.num_ranks - 1); }},
     {.name = "DualPipeV",
      .multi_stage = true,
      .stages_per_rank = 2,
@@ -136,7 +132,7 @@ constexpr std::array<ScheduleFacts, 7> kSchedules{{
          [](Size s, int64_t) {
            return std::min(all_microbatches(s), 2 * s.num_ranks + 1);
          },
-     .bubble = [](Size) -> Bubble { return std::nullopt; }},
+     .bubble = [](Size s) { return bubble(s, 2, 2 * s.num_ranks); }},
 }};
 
 std::string lower(std::string_view text) {

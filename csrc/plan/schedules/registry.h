@@ -29,9 +29,10 @@ struct ScheduleFacts {
   // Most pairs of stage and microbatch on a rank whose Forward has run and whose
   // Backward or BackwardWeight has not.
   int64_t (*live_bound)(const PipelineSize& size, int64_t rank);
-  // The published share of idle time of all ranks in a step, where backward (both
-  // halves together) takes twice as long as forward and messages take no time; nothing
-  // where the publication does not say.
+  // The published share of idle time of all ranks in a step, where forward and both
+  // halves of backward take equally long and messages take no time; nothing for fewer
+  // microbatches than fill the pipeline. ZBVZeroBubble idles only before a rank's first
+  // and after its last work.
   std::optional<double> (*bubble)(const PipelineSize& size);
 };
 

@@ -142,3 +142,50 @@ def test_validation_runs_the_forwards_alone():
     assert training.num_stages == 4
     assert training.rank_of_stage == [0, 1, 0, 1]
     assert training.forward_only().to_csv() == "0F0,0F1,2F0,2F1\n1F0,1F1,3F0,3F1\n"
+
+
+def programs_of(name: str, *, ranks: int, stages: int, microbatches: int) -> Any:
+    return _C.plan.add_transfers(
+        schedule(name, ranks=ranks, stages=stages, microbatches=microbatches)
+    )
+
+
+def test_programs_are_proved_and_a_wrong_action_is_named():
+    programs = programs_of("1F1B", ranks=2, stages=1, microbatches=2)
+    shape: dict[str, Any] = {
+        "rank_of_stage": [0, 1],
+        "num_microbatches": 2,
+        "kind": _C.plan.ProgramKind.TRAINING,
+    }
+    _C.plan.verify_pipeline(programs, **shape, live_bounds=[2, 1])
+    with pytest.raises(
+        ValueError, match=r"rank 0, action \d+ \(Forward st0 mb1\): has 2"
+    ):
+        _C.plan.verify_pipeline(programs, **shape, live_bounds=[1, 1])
+    with pytest.raises(
+        ValueError, match=r"rank 1, action 1 \(Forward st1 mb0\): needs"
+    ):
+        _C.plan.verify_pipeline(
+            [programs[0], programs[1][:1] + programs[1][2:]], **shape
+        )
+
+
+def test_times_are_predicted():
+    programs = programs_of("1F1B", ranks=4, stages=1, microbatches=8)
+    cost = _C.plan.StageCost(
+        forward_seconds=1.0,
+        backward_seconds=2.0,
+        backward_input_seconds=1.0,
+        backward_weight_seconds=1.0,
+        output_bytes=8.0,
+    )
+    free = _C.plan.simulate_pipeline(programs, [cost] * 4)
+    assert free.seconds == 33.0
+    assert free.bubble == pytest.approx(3 / 11)
+    assert [rank.peak_live for rank in free.ranks] == [4, 3, 2, 1]
+    assert free.ranks[3].first_begin == 3.0
+    assert free.ranks[3].last_end == 27.0
+    assert free.ranks[3].idle_share == 0.0
+    assert [len(spans) for spans in free.spans] == [len(p) for p in programs]
+    slow = _C.plan.simulate_pipeline(programs, [cost] * 4, link=(8.0, 0.0))
+    assert slow.seconds > 33.0

@@ -357,7 +357,9 @@ TEST(PipelineMutations, ExactlyTheBrokenOnesAreRefusedAndNamed) {
     const bool works = Pipeline(c.programs, c.shape, c.training, random()).works();
     const std::string error = error_of(c);
     ASSERT_EQ(error.empty(), works) << error << "\n" << text_of(c);
-    if (!works) ASSERT_TRUE(std::regex_match(error, names_action)) << error;
+    if (!works) {
+      ASSERT_TRUE(std::regex_match(error, names_action)) << error;
+    }
     ++(works ? num_harmless : num_broken);
   }
   EXPECT_GT(num_broken, 3000);

@@ -122,12 +122,19 @@ TEST(Registry, RefusesWhatAScheduleDoesNotTakeWithTheNumbers) {
             "LoopedBFS: needs at least 1 stage per rank, got 0");
 }
 
-TEST(Registry, PublishedBubblesOfAPipelineThatFillsOnce) {
-  EXPECT_DOUBLE_EQ(*find_schedule("1F1B").bubble({4, 1, 8}), 3.0 / 11.0);
-  EXPECT_DOUBLE_EQ(*find_schedule("GPipe").bubble({4, 1, 8}), 3.0 / 11.0);
-  EXPECT_DOUBLE_EQ(*find_schedule("Interleaved1F1B").bubble({4, 2, 8}), 3.0 / 19.0);
-  EXPECT_DOUBLE_EQ(*find_schedule("LoopedBFS").bubble({4, 2, 8}), 3.0 / 19.0);
-  EXPECT_FALSE(find_schedule("Interleaved1F1B").bubble({4, 2, 9}));
+TEST(Registry, PublishedBubbles) {
+  const auto bubble = [](const char* name, int64_t v, int64_t m) {
+    return find_schedule(name).bubble({4, v, m}).value_or(-1.0);
+  };
+  EXPECT_DOUBLE_EQ(bubble("1F1B", 1, 8), 3.0 / 11.0);
+  EXPECT_DOUBLE_EQ(bubble("GPipe", 1, 8), 3.0 / 11.0);
+  EXPECT_DOUBLE_EQ(bubble("Interleaved1F1B", 2, 8), 3.0 / 19.0);
+  EXPECT_DOUBLE_EQ(bubble("LoopedBFS", 2, 8), 3.0 / 19.0);
+  EXPECT_DOUBLE_EQ(bubble("InterleavedZeroBubble", 2, 8), 3.0 / 51.0);
+  EXPECT_DOUBLE_EQ(bubble("ZBVZeroBubble", 2, 8), 3.0 / 51.0);
+  EXPECT_DOUBLE_EQ(bubble("DualPipeV", 2, 8), 6.0 / 54.0);
+  EXPECT_EQ(bubble("Interleaved1F1B", 2, 3), -1.0);
+  EXPECT_EQ(bubble("DualPipeV", 2, 7), -1.0);
 }
 
 }  // namespace

@@ -1,0 +1,235 @@
+#include "plan/simulate_pipeline.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "base/errors.h"
+
+namespace torchtitan::plan {
+namespace {
+
+using base::check_value;
+
+// A message: what is sent over the border after `stage`, forward or back.
+struct Message {
+  std::optional<double> sent;      // when its send has started
+  std::optional<double> received;  // when its receive has
+  std::optional<Span> passed;
+};
+
+struct Border {
+  bool forward;
+  int64_t stage;  // before the border
+  int64_t microbatch;
+
+  auto operator<=>(const Border&) const = default;
+};
+
+Border border_of(ActionKind transfer, const Action& action) {
+  switch (transfer) {
+    case ActionKind::kSendActivation: return {true, action.stage, action.microbatch};
+    case ActionKind::kReceiveActivation:
+      return {true, action.stage - 1, action.microbatch};
+    case ActionKind::kSendGradient: return {false, action.stage - 1, action.microbatch};
+    default: return {false, action.stage, action.microbatch};
+  }
+}
+
+bool is_send(ActionKind kind) {
+  return kind == ActionKind::kSendActivation || kind == ActionKind::kSendGradient;
+}
+
+class Clock {
+ public:
+  Clock(std::span<const Program> programs, std::span<const StageCost> stages,
+        const std::optional<Link>& link)
+      : programs_(programs), stages_(stages), link_(link), next_(programs.size(), 0),
+        now_(programs.size(), 0.0), live_(programs.size(), 0),
+        has_worked_(programs.size(), false) {
+    for (const StageCost& stage : stages) {
+      for (const double value :
+           {stage.forward_seconds, stage.backward_seconds, stage.backward_input_seconds,
+            stage.backward_weight_seconds, stage.output_bytes}) {
+        check_value(value >= 0.0,
+                    "simulate_pipeline: a stage has a negative time or "
+                    "size: ",
+                    value);
+      }
+    }
+    check_value(!link || (link->bytes_per_second > 0.0 && link->latency_seconds >= 0.0),
+                "simulate_pipeline: a link needs a positive rate and no negative "
+                "latency");
+    for (const Program& program : programs) {
+      result_.spans.emplace_back(program.size(), Span{0.0, 0.0});
+      result_.ranks.push_back({0.0, 0.0, 0.0, 0});
+    }
+    find_channels();
+  }
+
+  PipelineSimulation run() {
+    for (bool progress = true; progress;) {
+      progress = false;
+      for (size_t rank = 0; rank < programs_.size(); ++rank) {
+        while (next_[rank] < programs_[rank].size() && step(rank)) progress = true;
+      }
+    }
+    for (size_t rank = 0; rank < programs_.size(); ++rank) {
+      check_value(next_[rank] == programs_[rank].size(), "simulate_pipeline: rank ",
+                  rank, " waits for ever in action ", next_[rank]);
+    }
+    fill_message_spans();
+    result_.seconds = 0.0;
+    for (const double end : now_) result_.seconds = std::max(result_.seconds, end);
+    return std::move(result_);
+  }
+
+ private:
+  // The messages of a channel, in the order of their receives, and where they stand.
+  struct Channel {
+    std::vector<Border> messages;
+    size_t num_passed = 0;
+    double free_at = 0.0;
+  };
+
+  // A channel is named by its borders: both ends know them without the ranks.
+  void find_channels() {
+    std::map<Border, size_t> sender;
+    for (size_t rank = 0; rank < programs_.size(); ++rank) {
+      for (const Action& action : programs_[rank]) {
+        if (is_send(action.kind)) sender[border_of(action.kind, action)] = rank;
+      }
+    }
+    for (size_t rank = 0; rank < programs_.size(); ++rank) {
+      for (const Action& action : programs_[rank]) {
+        if (!is_transfer(action) || is_send(action.kind)) continue;
+        const Border border = border_of(action.kind, action);
+        const auto from = sender.find(border);
+        check_value(from != sender.end(), "simulate_pipeline: rank ", rank,
+                    " waits for ever for ", to_string(action), ", which nobody sends");
+        Channel& channel = channels_[{from->second, rank}];
+        channel.messages.push_back(border);
+        channel_of_[border] = &channel;
+      }
+    }
+  }
+
+  bool step(size_t rank) {
+    const Action& action = programs_[rank][next_[rank]];
+    double& now = now_[rank];
+    Span& span = result_.spans[rank][next_[rank]];
+    span = {now, now};
+    if (is_transfer(action)) {
+      const Border border = border_of(action.kind, action);
+      Message& message = messages_[border];
+      (is_send(action.kind) ? message.sent : message.received) = now;
+      pass_messages(*channel_of_.at(border));
+    } else if (action.kind == ActionKind::kWait) {
+      const Message& message = messages_[border_of(action.waits_for, action)];
+      if (!message.passed) return false;
+      span.end = now = std::max(now, message.passed->end);
+    } else {
+      compute(rank, action, span);
+    }
+    ++next_[rank];
+    return true;
+  }
+
+  void pass_messages(Channel& channel) {
+    while (channel.num_passed < channel.messages.size()) {
+      const Border& border = channel.messages[channel.num_passed];
+      Message& message = messages_[border];
+      if (!message.sent || !message.received) return;
+      const double begin =
+          std::max({*message.sent, *message.received, channel.free_at});
+      const double seconds =
+          link_ ? link_->latency_seconds +
+                      stages_[border.stage].output_bytes / link_->bytes_per_second
+                : 0.0;
+      message.passed = Span{begin, begin + seconds};
+      channel.free_at = begin + seconds;
+      ++channel.num_passed;
+    }
+  }
+
+  void compute(size_t rank, const Action& action, Span& span) {
+    RankUse& use = result_.ranks[rank];
+    const double seconds = seconds_of(action);
+    if (!has_worked_[rank]) use.first_begin = span.begin;
+    has_worked_[rank] = true;
+    span.end = now_[rank] = span.begin + seconds;
+    use.compute_seconds += seconds;
+    use.last_end = span.end;
+    if (action.kind == ActionKind::kForward) {
+      use.peak_live = std::max(use.peak_live, ++live_[rank]);
+    } else if (action.kind != ActionKind::kBackwardInput) {
+      --live_[rank];
+    }
+  }
+
+  double seconds_of(const Action& action) const {
+    const auto stage = static_cast<size_t>(action.stage);
+    check_value(stage < stages_.size(), "simulate_pipeline: ", to_string(action),
+                " is of none of the ", stages_.size(), " stages");
+    const StageCost& cost = stages_[stage];
+    switch (action.kind) {
+      case ActionKind::kForward: return cost.forward_seconds;
+      case ActionKind::kBackward: return cost.backward_seconds;
+      case ActionKind::kBackwardInput: return cost.backward_input_seconds;
+      case ActionKind::kBackwardWeight: return cost.backward_weight_seconds;
+      default:
+        throw std::invalid_argument(base::message(
+            "simulate_pipeline: ", to_string(action), " is no action of a stage"));
+    }
+  }
+
+  void fill_message_spans() {
+    for (size_t rank = 0; rank < programs_.size(); ++rank) {
+      for (size_t i = 0; i < programs_[rank].size(); ++i) {
+        const Action& action = programs_[rank][i];
+        if (!is_transfer(action)) continue;
+        result_.spans[rank][i] = *messages_[border_of(action.kind, action)].passed;
+      }
+    }
+  }
+
+  const std::span<const Program> programs_;
+  const std::span<const StageCost> stages_;
+  const std::optional<Link> link_;
+  std::map<Border, Message> messages_;
+  std::map<std::pair<size_t, size_t>, Channel> channels_;  // by sender and receiver
+  std::map<Border, Channel*> channel_of_;
+  std::vector<size_t> next_;
+  std::vector<double> now_;
+  std::vector<int64_t> live_;
+  std::vector<bool> has_worked_;
+  PipelineSimulation result_{};
+};
+
+double share(double part, double whole) { return whole > 0.0 ? part / whole : 0.0; }
+
+}  // namespace
+
+double RankUse::idle_share() const {
+  const double span = last_end - first_begin;
+  return share(span - compute_seconds, span);
+}
+
+double PipelineSimulation::bubble() const {
+  double busy = 0.0;
+  for (const RankUse& rank : ranks) busy += rank.compute_seconds;
+  const double all = seconds * static_cast<double>(ranks.size());
+  return share(all - busy, all);
+}
+
+double PipelineSimulation::bubble(int64_t rank) const {
+  return share(seconds - ranks.at(rank).compute_seconds, seconds);
+}
+
+PipelineSimulation simulate_pipeline(std::span<const Program> programs,
+                                     std::span<const StageCost> stages,
+                                     const std::optional<Link>& link) {
+  return Clock(programs, stages, link).run();
+}
+
+}  // namespace torchtitan::plan
