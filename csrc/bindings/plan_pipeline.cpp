@@ -8,6 +8,7 @@
 #include "plan/schedules/forward_only.h"
 #include "plan/schedules/registry.h"
 #include "plan/simulate_pipeline.h"
+#include "plan/timeline.h"
 #include "plan/verify_pipeline.h"
 
 namespace torchtitan::bindings {
@@ -163,6 +164,22 @@ void bind_pipeline_programs(py::module_& module) {
       "latency in seconds of a message; None: messages take no time.",
       py::arg("programs"), py::arg("stages"), py::kw_only(),
       py::arg("link") = py::none(), WithoutGil());
+  module.def(
+      "draw_timeline",
+      [](const std::vector<Program>& programs,
+         const std::vector<std::vector<std::pair<double, double>>>& spans,
+         const std::string& title) {
+        std::vector<std::vector<Span>> of_ranks;
+        for (const auto& rank : spans) {
+          auto& of_rank = of_ranks.emplace_back();
+          for (const auto& [begin, end] : rank) of_rank.push_back({begin, end});
+        }
+        return draw_timeline(programs, of_ranks, title);
+      },
+      "An SVG picture of the programs of all ranks. spans: begin and end of each "
+      "rank's actions in seconds, predicted or measured.",
+      py::arg("programs"), py::arg("spans"), py::kw_only(), py::arg("title"),
+      WithoutGil());
 }
 
 }  // namespace

@@ -845,6 +845,9 @@ class plan:
     def build_step_program(shape: plan.StepShape, *, prefetch_depth: int, reduce_depth: int, optimizer: plan.OptimizerTiming) -> list[plan.Action]:
         """The actions of one training step of a rank. Depths are the compute actions that a gather starts ahead and that run during a reduction."""
     @staticmethod
+    def draw_timeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], spans: collections.abc.Sequence[collections.abc.Sequence[tuple[float, float]]], *, title: str) -> str:
+        """An SVG picture of the programs of all ranks. spans: begin and end of each rank's actions in seconds, predicted or measured."""
+    @staticmethod
     def estimate_memory(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape) -> plan.MemoryEstimate:
         """Predict the tensor bytes of a rank that runs the program."""
     @staticmethod

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from torchtitan_cpp.config import ConfigError, check_run, read_config
 from torchtitan_cpp.plan.make import make_plan
 from torchtitan_cpp.plan.rates import add_flags, rates_of
 from torchtitan_cpp.plan.report import describe
+from torchtitan_cpp.plan.timeline import draw_plan
 from torchtitan_cpp.train import (
     EXIT_BAD_INPUT,
     import_custom_code,
@@ -28,12 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m torchtitan_cpp.plan",
-        usage="%(prog)s [rates] [flags of torchtitan_cpp.train]",
+        usage="%(prog)s [rates] [--timeline OUT.svg] [flags of torchtitan_cpp.train]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )
     add_flags(parser)
+    parser.add_argument(
+        "--timeline",
+        metavar="OUT.svg",
+        type=Path,
+        help="draw the predicted step into this file; needs the rates",
+    )
     flags = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(flags):
         print(parser.format_help())
@@ -50,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             misfits=model_misfits(loaded),
         )
         plan = make_plan(config, rates=rates)
-    except (ConfigError, ValueError) as error:
+        if own.timeline is not None:
+            own.timeline.write_text(draw_plan(plan), encoding="utf-8")
+    except (ConfigError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
     print(describe(plan))

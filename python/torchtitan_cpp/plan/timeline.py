@@ -1,0 +1,61 @@
+"""Pictures (SVG) of what ranks do when: predicted, or measured in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchtitan_cpp import _C
+from torchtitan_cpp.plan.make import Plan
+
+draw_timeline = _C.plan.draw_timeline
+"""The programs of all ranks with begin and end of each action in seconds."""
+
+_EQUAL_STAGES = _C.plan.StageCost(
+    forward_seconds=1.0,
+    backward_seconds=2.0,
+    backward_input_seconds=1.0,
+    backward_weight_seconds=1.0,
+)
+
+
+def draw_schedule(
+    schedule: _C.plan.Schedule,
+    *,
+    title: str,
+    stages: Sequence[_C.plan.StageCost] | None = None,
+    link: tuple[float, float] | None = None,
+) -> str:
+    """The simulated step of a pipeline schedule.
+
+    Args:
+        schedule: from ``_C.plan.make_schedule`` or ``_C.plan.parse_schedule_csv``.
+        title: first line of the picture.
+        stages: cost of each stage of the pipeline; None: forward and each half of
+            backward take 1 s.
+        link: bytes per second and latency in seconds of a message; None: no time.
+    Raises:
+        ValueError: for fewer costs than stages.
+    """
+    programs = _C.plan.add_transfers(schedule)
+    if stages is None:
+        stages = [_EQUAL_STAGES] * schedule.num_stages
+    simulation = _C.plan.simulate_pipeline(programs, stages, link=link)
+    return draw_timeline(programs, simulation.spans, title=title)
+
+
+def draw_plan(plan: Plan) -> str:
+    """The predicted step of the plan's rank.
+
+    Raises:
+        ValueError: if the plan was made without rates.
+    """
+    if plan.time is None:
+        raise ValueError(
+            "--timeline: the picture is of the predicted time; give --tflops and the "
+            "other rates as well"
+        )
+    return draw_timeline(
+        [plan.program],
+        [plan.time.spans],
+        title=f"{plan.model}: a step of one of {plan.num_ranks} ranks",
+    )
