@@ -18,23 +18,61 @@ plan::Reshard parse_reshard(const std::string& text) {
   return plan::Reshard::kDefault;
 }
 
-parallel::activation_checkpoint::Policy parse_recompute(const std::string& mode,
-                                                        int64_t every) {
-  using Policy = parallel::activation_checkpoint::Policy;
-  if (mode == "none") return {Policy::Mode::kNone, every};
-  if (mode == "full") return {Policy::Mode::kFull, every};
-  TORCH_CHECK_VALUE(mode == "selective",
-                    "recompute: expected none, full or selective, found '", mode, "'");
-  return {Policy::Mode::kSelective, every};
+parallel::activation_checkpoint::Policy::Mode parse_recompute(const std::string& mode) {
+  using Mode = parallel::activation_checkpoint::Policy::Mode;
+  if (mode == "none") return Mode::kNone;
+  if (mode == "full") return Mode::kFull;
+  if (mode == "selective") return Mode::kSelective;
+  if (mode == "per_operation") return Mode::kPerOperation;
+  TORCH_CHECK_VALUE(mode == "memory_budget",
+                    "mode: expected none, full, selective, per_operation or "
+                    "memory_budget, found '",
+                    mode, "'");
+  return Mode::kMemoryBudget;
 }
 
 }  // namespace
 
 void bind_parallel(py::module_ module) {
   using parallel::Applied;
+  using parallel::activation_checkpoint::Policy;
+  py::class_<Policy>(module, "Recompute", "Activation checkpointing.")
+      .def(py::init([](const std::string& mode, int64_t every,
+                       std::vector<std::string> recomputed_modules, double budget,
+                       int64_t rows, int64_t length, at::ScalarType dtype) {
+             return Policy{.mode = parse_recompute(mode),
+                           .every = every,
+                           .recomputed_modules = std::move(recomputed_modules),
+                           .budget = budget,
+                           .batch = {.rows = rows, .length = length, .dtype = dtype}};
+           }),
+           py::kw_only(), py::arg("mode"), py::arg("every"),
+           py::arg("recomputed_modules"), py::arg("budget"), py::arg("rows"),
+           py::arg("length"), py::arg("dtype"),
+           "`every` is of mode selective, `recomputed_modules` of per_operation, "
+           "`budget` of memory_budget. A microbatch has `rows` of `length` tokens and "
+           "activations of `dtype`.");
   py::class_<Applied>(module, "Applied", "A model's parameter groups and its programs.")
       .def_readonly("groups", &Applied::groups)
       .def_readonly("recompute", &Applied::recompute, "By segment.")
+      .def_property_readonly(
+          "memory_budget_curve",
+          [](const Applied& applied) {
+            std::vector<std::pair<int64_t, int64_t>> points;
+            for (const auto& cost : applied.checkpointing.curve) {
+              points.emplace_back(cost.bytes, cost.flops);
+            }
+            return points;
+          },
+          "Bytes kept and flops of computing the rest again, over a microbatch: every "
+          "choice that no other one beats in both.")
+      .def_property_readonly(
+          "memory_budget_choice",
+          [](const Applied& applied) {
+            const auto& cost = applied.checkpointing.chosen;
+            return std::pair<int64_t, int64_t>(cost.bytes, cost.flops);
+          },
+          "The point of it that was chosen.")
       .def_readonly("shape", &Applied::shape, "Sizes that the programs were made from.")
       .def_readonly("training_actions", &Applied::training_program,
                     "The actions of one step.")
@@ -51,8 +89,7 @@ void bind_parallel(py::module_ module) {
          at::ScalarType master_dtype, at::ScalarType compute_dtype,
          at::ScalarType reduce_dtype, at::Device device,
          const std::string& reshard_after_forward, int64_t overlap_depth,
-         const std::string& recompute, int64_t recompute_every,
-         int64_t num_microbatches, bool early_optimizer_step) {
+         const Policy& recompute, int64_t num_microbatches, bool early_optimizer_step) {
         return parallel::apply(
             model, {.shards = shards,
                     .replicas = replicas,
@@ -63,16 +100,15 @@ void bind_parallel(py::module_ module) {
                                    .device = device},
                     .reshard_after_forward = parse_reshard(reshard_after_forward),
                     .overlap_depth = overlap_depth,
-                    .recompute = parse_recompute(recompute, recompute_every),
+                    .recompute = recompute,
                     .num_microbatches = num_microbatches,
                     .early_optimizer_step = early_optimizer_step});
       },
       py::arg("model"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
       py::arg("tensor"), py::arg("master_dtype"), py::arg("compute_dtype"),
       py::arg("reduce_dtype"), py::arg("device"), py::arg("reshard_after_forward"),
-      py::arg("overlap_depth"), py::arg("recompute"), py::arg("recompute_every"),
-      py::arg("num_microbatches"), py::arg("early_optimizer_step"),
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("overlap_depth"), py::arg("recompute"), py::arg("num_microbatches"),
+      py::arg("early_optimizer_step"), py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
 }
 

@@ -58,10 +58,13 @@ class Chain {
     shape.forward_flops = flops.forward;
     shape.recompute_flops = flops.recompute;
     shape.backward_flops = flops.backward;
+    shape.weight_flops = flops.weight;
     auto exchanges = segment.exchanges(inputs, leaves);
     shape.forward_exchanges = std::move(exchanges.forward);
     shape.recompute_exchanges = std::move(exchanges.recompute);
     shape.backward_exchanges = std::move(exchanges.backward);
+    shape.backward_input_exchanges = std::move(exchanges.backward_input);
+    shape.backward_weight_exchanges = std::move(exchanges.backward_weight);
     auto& memory = core::meta_memory();
     const int64_t before = memory.live();
     memory.reset_peak();
@@ -78,6 +81,13 @@ class Chain {
     const int64_t with_outputs = memory.live();
     outputs.clear();
     shape.saves_outputs = with_outputs - memory.live() < shape.output_bytes;
+    if (shape.recompute) {
+      std::unique_ptr<Segment::Saved> kept;
+      const int64_t without = memory.live();
+      segment.forward_for_recompute(inputs, leaves, &kept);
+      shape.kept_bytes = memory.live() - without;
+    }
+    measure_halves(segment, inputs, shape);
   }
 
   // `input_gradient_bytes` are those that the memory model adds by itself.
@@ -105,6 +115,31 @@ class Chain {
   }
 
  private:
+  // On a forward and output gradients of its own, which the rest may keep.
+  void measure_halves(Segment& segment, const TensorList& inputs,
+                      plan::SegmentShape& shape) const {
+    const auto leaves = leaves_of(segment);
+    auto& memory = core::meta_memory();
+    const int64_t before = memory.live();
+    std::unique_ptr<Segment::Saved> saved, rest;
+    TensorList gradients;
+    for (const auto& output : segment.forward(inputs, leaves, &saved)) {
+      gradients.push_back(at::empty_like(output));
+    }
+    const int64_t with_saved = memory.live();
+    memory.reset_peak();
+    auto results = segment.backward_input(std::move(saved), gradients, leaves, &rest);
+    shape.input_half_temporary_bytes =
+        std::max<int64_t>(0, memory.peak() - with_saved - new_bytes(results, {}));
+    gradients.clear();
+    results.clear();
+    const int64_t with_rest = memory.live();
+    shape.rest_bytes = with_rest - before;
+    memory.reset_peak();
+    segment.backward_weight(std::move(rest), leaves);
+    shape.weight_half_temporary_bytes = std::max<int64_t>(0, memory.peak() - with_rest);
+  }
+
   TensorList leaves_of(const Segment& segment) const {
     TensorList leaves;
     for (const auto& reference : segment.parameters()) {

@@ -14,7 +14,8 @@
 namespace torchtitan::nn {
 
 // `shape` with the flops, exchanges and bytes of every segment (inputs, outputs, saved,
-// temporaries of forward and backward) and constant_bytes, which counts the constants
+// temporaries of forward and backward, the same of its halves, and where it runs again,
+// what it keeps) and constant_bytes, which counts the constants
 // of the model and the tensors of the batch that are not inputs of the first segment.
 // Nothing is allocated or computed.
 //   model    built on meta, with the segments and groups of `shape`; a tensor axis of

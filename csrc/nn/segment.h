@@ -11,6 +11,7 @@
 #include "plan/step_shape.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,25 @@ struct Flops {
   int64_t backward = 0;   // without running forward again
   int64_t recompute = 0;  // of running it again for what it saves
   int64_t weight = 0;     // of those of backward: of its second half
+};
+
+// A microbatch as a segment sees it.
+struct BatchShape {
+  int64_t rows;
+  int64_t length;  // tokens of a row
+  at::ScalarType dtype;
+};
+
+// An operation of a forward whose result its backward needs.
+struct Operation {
+  enum class Kind { kProduct, kAttention };
+
+  std::string name;
+  Kind kind;
+  std::optional<size_t> weight;  // slot of a product's among the segment's parameters
+  bool is_summed_over_ranks;     // its result went through a reduce-scatter
+  int64_t bytes;                 // of the result, on this rank
+  int64_t flops;                 // of doing it again
 };
 
 // Collectives that a segment runs by itself, in their order.
@@ -64,11 +84,30 @@ class Segment {
   virtual TensorList forward(const TensorList& inputs, const TensorList& parameters,
                              std::unique_ptr<Saved>* saved) = 0;
 
-  // What forward saves, once more from the same inputs and parameters: activation
-  // checkpointing. A segment may leave out what only its outputs need.
+  // Activation checkpointing: a forward that will be run again before its backward,
+  // and what that forward would have saved, from the same inputs and parameters.
+  // *kept is what the first leaves for the second, null unless keep() asked for it.
+  // A segment may leave out what only its outputs need.
+  virtual TensorList forward_for_recompute(const TensorList& inputs,
+                                           const TensorList& parameters,
+                                           std::unique_ptr<Saved>* /*kept*/) {
+    return forward(inputs, parameters, nullptr);
+  }
   virtual void recompute(const TensorList& inputs, const TensorList& parameters,
+                         std::unique_ptr<Saved> /*kept*/,
                          std::unique_ptr<Saved>* saved) {
     forward(inputs, parameters, saved);
+  }
+
+  // In the order of the forward; none where a segment runs again as a whole.
+  virtual std::vector<Operation> operations(const BatchShape& /*batch*/) const {
+    return {};
+  }
+  // Whose results forward_for_recompute() keeps, by operation; none is all false. Also
+  // what flops() and exchanges() say of a recomputation depends on it.
+  void keep(std::vector<bool> kept) { kept_ = std::move(kept); }
+  bool keeps(size_t operation) const {
+    return operation < kept_.size() && kept_[operation];
   }
 
   // Gradients of the inputs, undefined where there is none. Adds the gradient of each
@@ -107,6 +146,7 @@ class Segment {
   std::vector<std::string> inputs_;
   std::vector<std::string> outputs_;
   std::vector<ParameterRef> parameters_;
+  std::vector<bool> kept_;
 };
 
 // A segment written as one differentiable function; autograd makes its backward.

@@ -62,9 +62,8 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
 Applied apply(const nn::Model& model, const ApplyOptions& options) {
   Applied applied;
   applied.tensor = options.tensor;
-  std::vector<std::string> names;
-  for (const auto& segment : model.segments) names.push_back(segment->name());
-  applied.recompute = activation_checkpoint::select(names, options.recompute);
+  applied.checkpointing = activation_checkpoint::choose(model, options.recompute);
+  applied.recompute = applied.checkpointing.recompute;
   applied.shape.num_microbatches = options.num_microbatches;
   applied.shape.tensor_ranks = options.tensor.size();
   for (const auto& spec : model.groups) {

@@ -28,6 +28,7 @@ struct ApplyOptions {
 struct Applied {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
   collectives::Group tensor;
+  activation_checkpoint::Choice checkpointing;
   std::vector<bool> recompute;  // by segment: forward runs again before backward
   plan::StepShape shape;
   plan::Program training_program;    // one step

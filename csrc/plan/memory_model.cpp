@@ -14,9 +14,8 @@ class Replay {
   Replay(const Program& program, const StepShape& shape)
       : shape_(shape), last_segment_(static_cast<int64_t>(shape.segments.size()) - 1),
         whole_gradient_(shape.groups.size(), false) {
-    training_ = std::any_of(program.begin(), program.end(), [](const Action& action) {
-      return action.kind == ActionKind::kBackward;
-    });
+    training_ = std::any_of(program.begin(), program.end(),
+                            [](const Action& action) { return is_backward(action); });
     use_.constant = shape.constant_bytes;
     for (const GroupShape& group : shape.groups) {
       const bool copy = group.shards == 1 && group.compute_bytes != group.master_bytes;
@@ -66,7 +65,9 @@ class Replay {
       case ActionKind::kWait: return wait(action);
       case ActionKind::kForward: return forward(action);
       case ActionKind::kRecompute: return recompute(action);
-      case ActionKind::kBackward: return backward(action);
+      case ActionKind::kBackward:
+      case ActionKind::kBackwardInput: return backward(action);
+      case ActionKind::kBackwardWeight: return backward_weight(action);
       default: return;
     }
   }
@@ -128,7 +129,9 @@ class Replay {
     use_.temporaries = segment.forward_temporary_bytes;
     note();
     use_.temporaries = 0;
-    if (!saves(action.segment)) use_.activations -= segment.saved_bytes;
+    if (!saves(action.segment)) {
+      use_.activations -= segment.saved_bytes - (training_ ? segment.kept_bytes : 0);
+    }
     if (training_) {
       // Nobody takes the last outputs as inputs.
       if (action.segment == last_segment_ && !saves_outputs(action.segment)) {
@@ -144,34 +147,51 @@ class Replay {
 
   void recompute(const Action& action) {
     const SegmentShape& segment = shape_.segments.at(action.segment);
-    use_.activations += segment.output_bytes + segment.saved_bytes;
+    use_.activations += segment.output_bytes + segment.saved_bytes - segment.kept_bytes;
     use_.temporaries = segment.forward_temporary_bytes;
     note();
     use_.temporaries = 0;
     if (!segment.saves_outputs) use_.activations -= segment.output_bytes;
   }
 
-  void backward(const Action& action) {
-    const SegmentShape& segment = shape_.segments.at(action.segment);
+  void make_whole_gradients(const SegmentShape& segment) {
     for (const int64_t index : segment.groups) {
       const GroupShape& group = shape_.groups.at(index);
       if (group.shards == 1 || !group.trainable || whole_gradient_[index]) continue;
       whole_gradient_[index] = true;
       use_.whole_gradients += checked_mul(group.numel, group.reduce_bytes);
     }
+  }
+
+  // Or the first half of it.
+  void backward(const Action& action) {
+    const SegmentShape& segment = shape_.segments.at(action.segment);
+    make_whole_gradients(segment);
     const bool first = action.segment == 0;
     const int64_t input_bytes =
         first ? 0 : shape_.segments[action.segment - 1].output_bytes;
     use_.activations += input_bytes;  // gradient of the inputs
-    use_.temporaries = segment.backward_temporary_bytes;
+    const bool is_half = action.kind == ActionKind::kBackwardInput;
+    use_.temporaries =
+        is_half ? segment.input_half_temporary_bytes : segment.backward_temporary_bytes;
     note();
     use_.temporaries = 0;
+    if (is_half) use_.activations += segment.rest_bytes;
     use_.activations -= segment.saved_bytes;
     if (segment.saves_outputs) use_.activations -= segment.output_bytes;
     if (action.segment != last_segment_) use_.activations -= segment.output_bytes;
     // The inputs were kept for this segment alone unless their own segment has them.
     if (!first && !saves_outputs(action.segment - 1)) use_.activations -= input_bytes;
     if (first) end_microbatch(0);
+  }
+
+  void backward_weight(const Action& action) {
+    const SegmentShape& segment = shape_.segments.at(action.segment);
+    make_whole_gradients(segment);
+    use_.temporaries = segment.weight_half_temporary_bytes;
+    note();
+    use_.temporaries = 0;
+    use_.activations -= segment.rest_bytes;
   }
 
   void end_microbatch(int64_t output_bytes) {

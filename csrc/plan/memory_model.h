@@ -42,10 +42,11 @@ struct MemoryEstimate {
 //   it and holds one more shard, and the transport its own buffer, until its Wait.
 // * Forward makes the outputs and, in a training program, what is saved. An output
 //   lives until the next segment's Backward has ended, and until that of its own
-//   segment where it is among what that saved. A forward that saves nothing needs the
-//   same bytes for a moment.
+//   segment where it is among what that saved. A forward that saves nothing, or that
+//   keeps some for its Recompute, needs the same bytes for a moment.
 // * Backward makes the gradient of the inputs, drops that of the outputs and the saved
-//   tensors when it has ended.
+//   tensors when it has ended. BackwardInput leaves the rest, which BackwardWeight
+//   drops.
 MemoryEstimate estimate_memory(const Program& program, const StepShape& shape);
 
 }  // namespace torchtitan::plan

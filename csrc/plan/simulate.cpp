@@ -41,7 +41,9 @@ class Clock {
     switch (action.kind) {
       case ActionKind::kForward:
       case ActionKind::kRecompute:
-      case ActionKind::kBackward: return compute(segment_seconds(action));
+      case ActionKind::kBackward:
+      case ActionKind::kBackwardInput:
+      case ActionKind::kBackwardWeight: return compute(segment_seconds(action));
       case ActionKind::kUnshard:
       case ActionKind::kReduceGradient:
       case ActionKind::kAllReduceGradient:
@@ -64,6 +66,10 @@ class Clock {
     switch (action.kind) {
       case ActionKind::kForward: return static_cast<double>(segment.forward_flops);
       case ActionKind::kRecompute: return static_cast<double>(segment.recompute_flops);
+      case ActionKind::kBackwardInput:
+        return static_cast<double>(segment.backward_flops - segment.weight_flops);
+      case ActionKind::kBackwardWeight:
+        return static_cast<double>(segment.weight_flops);
       default: return static_cast<double>(segment.backward_flops);
     }
   }

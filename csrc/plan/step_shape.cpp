@@ -32,9 +32,15 @@ void check(const SegmentShape& segment, int64_t num_groups) {
   check_value(
       std::min({segment.forward_flops, segment.recompute_flops, segment.backward_flops,
                 segment.input_bytes, segment.output_bytes, segment.saved_bytes,
-                segment.forward_temporary_bytes, segment.backward_temporary_bytes}) >=
-          0,
+                segment.forward_temporary_bytes, segment.backward_temporary_bytes,
+                segment.kept_bytes, segment.weight_flops, segment.rest_bytes,
+                segment.input_half_temporary_bytes,
+                segment.weight_half_temporary_bytes}) >= 0,
       "step shape: segment '", segment.name, "' has a negative size");
+  check_value(segment.kept_bytes <= segment.saved_bytes &&
+                  segment.weight_flops <= segment.backward_flops,
+              "step shape: segment '", segment.name,
+              "' keeps more than it saves, or half of its backward is more than all");
 }
 
 }  // namespace

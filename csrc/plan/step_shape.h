@@ -59,12 +59,21 @@ struct SegmentShape {
   int64_t saved_bytes;              // what its backward needs beyond inputs and outputs
   int64_t forward_temporary_bytes;  // most that forward needs beyond all of these
   int64_t backward_temporary_bytes;  // most that backward needs beyond all of these
-  bool recompute;                    // keep only the inputs, run forward again
+  bool recompute;                    // keep the inputs, run forward again
   // Whether what is saved includes the outputs, which else die with their last reader.
   bool saves_outputs = false;
+  int64_t kept_bytes = 0;  // of saved_bytes, what is kept for running forward again
+  // A backward in two halves: flops of the second one, what the first leaves for it
+  // (gradients of the outputs included) and what each needs beyond that.
+  int64_t weight_flops = 0;  // of backward_flops
+  int64_t rest_bytes = 0;
+  int64_t input_half_temporary_bytes = 0;
+  int64_t weight_half_temporary_bytes = 0;
   std::vector<Exchange> forward_exchanges = {};
   std::vector<Exchange> recompute_exchanges = {};
   std::vector<Exchange> backward_exchanges = {};
+  std::vector<Exchange> backward_input_exchanges = {};  // of the halves
+  std::vector<Exchange> backward_weight_exchanges = {};
 };
 
 struct StepShape {

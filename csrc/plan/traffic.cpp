@@ -44,6 +44,8 @@ class Counter {
       case ActionKind::kForward:
       case ActionKind::kRecompute:
       case ActionKind::kBackward:
+      case ActionKind::kBackwardInput:
+      case ActionKind::kBackwardWeight:
         for (const Exchange& exchange : exchanges_of(action, shape_)) {
           add({exchange.axis, exchange.verb}, exchange.bytes);
         }
@@ -78,6 +80,8 @@ const std::vector<Exchange>& exchanges_of(const Action& action,
   switch (action.kind) {
     case ActionKind::kForward: return segment.forward_exchanges;
     case ActionKind::kRecompute: return segment.recompute_exchanges;
+    case ActionKind::kBackwardInput: return segment.backward_input_exchanges;
+    case ActionKind::kBackwardWeight: return segment.backward_weight_exchanges;
     default: return segment.backward_exchanges;
   }
 }

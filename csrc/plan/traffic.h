@@ -30,7 +30,7 @@ using Channel = std::pair<std::string, std::string>;
 // Throws std::invalid_argument for another kind of action.
 std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& shape);
 
-// What the segment of a Forward, Recompute or Backward exchanges in it.
+// What the segment of a compute action exchanges in it.
 const std::vector<Exchange>& exchanges_of(const Action& action, const StepShape& shape);
 
 // Sum over the program, by channel. Beside the starts of groups it holds the scalars of
@@ -40,7 +40,7 @@ const std::vector<Exchange>& exchanges_of(const Action& action, const StepShape&
 //                    axis that shards a group and over "tp"
 //   OptimizerStep g  all_reduce of the squared norm over the group's shard axis and
 //                    over "tp"
-// and what segments exchange in Forward, Recompute and Backward.
+// and what segments exchange in their compute actions.
 // `loss_ranks` is the size of the axis "loss".
 std::map<Channel, Traffic> traffic(const Program& program, const StepShape& shape,
                                    int64_t loss_ranks);

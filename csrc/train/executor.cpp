@@ -48,6 +48,7 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
     Live live;
     live.values = std::move(batch);
     live.saved.resize(model_.segments.size());
+    live.kept.resize(model_.segments.size());
     live.inputs.resize(model_.segments.size());
     live_.push_back(std::move(live));
   }
@@ -120,9 +121,11 @@ void Executor::forward(const plan::Action& action) {
                       "tensor of the batch provides");
     inputs.push_back(found->second);
   }
-  const bool keep_graph = keep_for_backward_ && !recompute_[s];
   auto outputs =
-      segment.forward(inputs, parameters_[s], keep_graph ? &live.saved[s] : nullptr);
+      keep_for_backward_ && recompute_[s]
+          ? segment.forward_for_recompute(inputs, parameters_[s], &live.kept[s])
+          : segment.forward(inputs, parameters_[s],
+                            keep_for_backward_ ? &live.saved[s] : nullptr);
   if (keep_for_backward_ && recompute_[s]) live.inputs[s] = std::move(inputs);
   for (size_t i = 0; i < outputs.size(); ++i) {
     const auto& name = segment.outputs()[i];
@@ -139,7 +142,8 @@ void Executor::recompute(const plan::Action& action) {
   const auto s = static_cast<size_t>(action.segment);
   auto& live = live_.at(static_cast<size_t>(action.microbatch));
   check_gathered(*model_.segments.at(s));
-  model_.segments[s]->recompute(live.inputs[s], parameters_[s], &live.saved[s]);
+  model_.segments[s]->recompute(live.inputs[s], parameters_[s], std::move(live.kept[s]),
+                                &live.saved[s]);
   live.inputs[s].clear();
 }
 

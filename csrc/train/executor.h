@@ -22,8 +22,8 @@ class Executor final : private nn::Progress {
  public:
   using OtherActions = std::function<void(const plan::Action&)>;
 
-  // Segment s runs again before its backward where recompute[s], keeping only its
-  // inputs.
+  // Segment s runs again before its backward where recompute[s], keeping its inputs and
+  // what Segment::keep() was asked for.
   Executor(nn::Model model, std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
            std::vector<bool> recompute);
 
@@ -44,6 +44,7 @@ class Executor final : private nn::Progress {
     Batch values;
     Batch gradients;
     std::vector<std::unique_ptr<nn::Segment::Saved>> saved;
+    std::vector<std::unique_ptr<nn::Segment::Saved>> kept;  // for Recompute
     std::vector<nn::TensorList> inputs;
     at::Tensor own_loss;  // of a model with a forward of its own, with its graph
   };

@@ -504,6 +504,12 @@ class parallel:
         def recompute(self) -> list[bool]:
             """By segment."""
         @property
+        def memory_budget_curve(self) -> list[tuple[int, int]]:
+            """Bytes kept and flops of computing the rest again, over a microbatch: every choice that no other one beats in both."""
+        @property
+        def memory_budget_choice(self) -> tuple[int, int]:
+            """The point of it that was chosen."""
+        @property
         def shape(self) -> plan.StepShape:
             """Sizes that the programs were made from."""
         @property
@@ -512,8 +518,13 @@ class parallel:
         @property
         def training_program(self) -> str:
             """The program of one step, a line an action."""
+
+    class Recompute:
+        """Activation checkpointing."""
+        def __init__(self, *, mode: str, every: int, recomputed_modules: collections.abc.Sequence[str], budget: float, rows: int, length: int, dtype: torch.dtype) -> None:
+            """`every` is of mode selective, `recomputed_modules` of per_operation, `budget` of memory_budget. A microbatch has `rows` of `length` tokens and activations of `dtype`."""
     @staticmethod
-    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: str, recompute_every: int, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
+    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs."""
 
 class plan:

@@ -70,10 +70,13 @@ def build_model(
                 "parallelism.tensor_parallel_degree: not supported yet for models "
                 f"written in Python ({type(module).__name__}); set 1"
             )
+        if _is_by_operation(job_config):
+            raise ValueError(
+                'activation_checkpoint.selective_ac_option: "op" is not supported yet '
+                f"for models written in Python ({type(module).__name__}); set a number"
+            )
         python = PythonModel(module, loss_fn)
         core = python.build_core()
-    ac = job_config.activation_checkpoint
-    selective = ac.mode == "selective"
     applied = _C.parallel.apply(
         core,
         shards=world.groups["fsdp"],
@@ -85,8 +88,7 @@ def build_model(
         device=world.device,
         reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward,
         overlap_depth=1,
-        recompute=ac.mode,
-        recompute_every=int(ac.selective_ac_option) if selective else 1,
+        recompute=_recompute_policy(job_config, dtype),
         num_microbatches=accumulation,
         early_optimizer_step=job_config.optimizer.early_step_in_backward,
     )
@@ -97,7 +99,7 @@ def build_model(
             applied.groups,
             applied.recompute,
             device=world.device,
-            preserve_random_state=ac.preserve_rng_state,
+            preserve_random_state=job_config.activation_checkpoint.preserve_rng_state,
         )
 
     def initialize(seed: int) -> None:
@@ -117,6 +119,28 @@ def build_model(
         core=core,
         applied=applied,
         initialize=initialize,
+    )
+
+
+def _is_by_operation(job_config: JobConfig) -> bool:
+    ac = job_config.activation_checkpoint
+    return ac.mode == "selective" and ac.selective_ac_option == "op"
+
+
+def _recompute_policy(
+    job_config: JobConfig, dtype: torch.dtype
+) -> _C.parallel.Recompute:
+    ac, training = job_config.activation_checkpoint, job_config.training
+    by_operation = _is_by_operation(job_config)
+    every = ac.selective_ac_option if ac.mode == "selective" else "1"
+    return _C.parallel.Recompute(
+        mode="per_operation" if by_operation else ac.mode,
+        every=1 if by_operation else int(every),
+        recomputed_modules=ac.per_op_sac_force_recompute_mm_shapes_by_fqns,
+        budget=ac.memory_budget,
+        rows=training.local_batch_size,
+        length=training.seq_len // job_config.parallelism.context_parallel_degree,
+        dtype=dtype,
     )
 
 

@@ -104,6 +104,15 @@ def _describe_tokenizer(trainer: Trainer) -> str | None:
 
 def _describe_recompute(trainer: Trainer) -> str:
     section = trainer.job_config.activation_checkpoint
+    if section.mode == "memory_budget":
+        kept, again = trainer.model.applied.memory_budget_choice
+        return (
+            f"memory budget {section.memory_budget:g}: a microbatch keeps "
+            f"{kept / 2**20:,.1f} MiB in its blocks and computes {again / 1e12:,.3f} "
+            "Tflop again"
+        )
+    if section.mode == "selective" and section.selective_ac_option == "op":
+        return "selective, by operation"
     if section.mode == "selective":
         return f"selective, every {section.selective_ac_option}. block"
     return str(section.mode)

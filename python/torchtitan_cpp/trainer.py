@@ -25,6 +25,7 @@ from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
 from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
+from torchtitan_cpp.memory_budget import write_asked_curve
 from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
@@ -89,6 +90,8 @@ class Trainer:
         self.model = build.build_model(
             self.spec, job_config, self.world, accumulation=self.accumulation
         )
+        if self.world.rank == 0:
+            write_asked_curve(self.model.applied, job_config)
         self.model.initialize(self.seed)
         self.model_parts = [self.model.module]
         optimizers = self.spec.build_optimizers_fn(

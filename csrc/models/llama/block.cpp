@@ -1,5 +1,6 @@
 #include "models/llama/block.h"
 
+#include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
@@ -38,6 +39,8 @@ TensorList projections(const at::Tensor& x, const TensorList& weights,
 }  // namespace
 
 // What backward needs; the normed inputs and the gated product are computed again.
+// Between a forward and its recomputation some is missing: the input, and what keep()
+// did not ask for.
 struct Block::Kept final : Saved {
   at::Tensor x_BsE, rstd1_n;
   at::Tensor q_BSHD, k_BSGD, v_BSGD;  // rotated
@@ -81,11 +84,52 @@ nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
   const int64_t length = inputs[0].size(1) * axis_.size();
   const int64_t of_token = 2 * weights + 4 * w[kWq].size(0) * length;
   const int64_t forward = inputs[0].size(0) * length * of_token;
-  const int64_t last = 2 * inputs[0].size(0) * length * w[kW2].numel();
+  int64_t again = forward;
+  if (is_hand_written(inputs[0], w)) {
+    again -= 2 * inputs[0].size(0) * length * w[kW2].numel();
+    const auto all = operations({inputs[0].size(0), length, inputs[0].scalar_type()});
+    for (size_t i = 0; i < all.size(); ++i) again -= keeps(i) ? all[i].flops : 0;
+  }
   return {.forward = forward,
           .backward = 2 * forward,
-          .recompute = is_hand_written(inputs[0], w) ? forward - last : forward,
+          .recompute = again,
           .weight = 2 * inputs[0].size(0) * length * weights};
+}
+
+std::vector<nn::Operation> Block::operations(const nn::BatchShape& batch) const {
+  using Kind = nn::Operation::Kind;
+  const int64_t tokens = batch.rows * batch.length;
+  const int64_t query = args_.n_heads * args_.head_dim() / axis_.size();
+  const int64_t key = args_.n_kv_heads * args_.head_dim() / axis_.size();
+  const int64_t hidden = args_.hidden_dim / axis_.size();
+  const auto size = static_cast<int64_t>(c10::elementSize(batch.dtype));
+  const auto wide =
+      static_cast<int64_t>(c10::elementSize(at::toOpMathType(batch.dtype)));
+  const auto product = [&](const char* name, BlockSlot slot, int64_t width) {
+    return nn::Operation{.name = name,
+                         .kind = Kind::kProduct,
+                         .weight = slot,
+                         .is_summed_over_ranks = false,
+                         .bytes = tokens * width * size,
+                         .flops = 2 * tokens * width * args_.dim};
+  };
+  std::vector<nn::Operation> all(kNumResults);
+  all[kQ] = product("attention.wq", kWq, query);
+  all[kK] = product("attention.wk", kWk, key);
+  all[kV] = product("attention.wv", kWv, key);
+  all[kAttended] = {.name = "attention",
+                    .kind = Kind::kAttention,
+                    .weight = std::nullopt,
+                    .is_summed_over_ranks = false,
+                    .bytes = tokens * (query * size + query / args_.head_dim() * wide),
+                    .flops = 4 * tokens * batch.length * query};
+  all[kH] = product("attention.wo", kWo, args_.dim);
+  all[kH].is_summed_over_ranks = axis_.is_split();
+  all[kH].bytes /= axis_.size();
+  all[kH].flops = 2 * tokens * query * args_.dim;
+  all[kGate] = product("feed_forward.w1", kW1, hidden);
+  all[kUp] = product("feed_forward.w3", kW3, hidden);
+  return all;
 }
 
 nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) const {
@@ -107,9 +151,13 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
   }
   // The gradients of the norms travel together, or autograd sends one by one.
   const bool together = is_hand_written(x, w);
-  note(result.recompute, Verb::kGatherStretches);
-  note(result.recompute, Verb::kSumScatterStretches);
-  note(result.recompute, Verb::kGatherStretches);
+  const auto again = [&](std::initializer_list<Result> results) {
+    return !together || !std::all_of(results.begin(), results.end(),
+                                     [&](Result each) { return keeps(each); });
+  };
+  if (again({kQ, kK, kV})) note(result.recompute, Verb::kGatherStretches);
+  if (again({kH})) note(result.recompute, Verb::kSumScatterStretches);
+  if (again({kGate, kUp})) note(result.recompute, Verb::kGatherStretches);
   if (!together) note(result.recompute, Verb::kSumScatterStretches);
   const auto& norm = w[kFfnNorm];
   const auto options = together ? norm.grad().options() : fused::wide_options(norm);
@@ -132,61 +180,128 @@ bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) c
                      });
 }
 
-Block::Half Block::up_to_gate(const at::Tensor& x, const TensorList& w) const {
-  auto kept = std::make_unique<Kept>();
-  kept->x_BsE = x.contiguous();
-  const auto x_nE = tokens(kept->x_BsE);
-  const auto per_head = [&](const at::Tensor& projected) {
-    return projected.view({x.size(0), x.size(1) * axis_.size(), -1, args_.head_dim()});
-  };
+at::Tensor Block::complete(Kept& kept, const at::Tensor& x, const TensorList& w) const {
+  kept.x_BsE = x.contiguous();
+  const auto x_nE = tokens(kept.x_BsE);
   const auto normed_nE = at::empty_like(x_nE);
-  kept->rstd1_n = at::empty({x_nE.size(0)}, fused::wide_options(x_nE));
-  fused::rms_norm(x_nE, {}, w[kAttentionNorm], args_.norm_eps, normed_nE,
-                  kept->rstd1_n);
-  const auto qkv = projections(normed_nE, {w[kWq], w[kWk], w[kWv]}, axis_);
-  const auto& q = kept->q_BSHD = per_head(qkv[0]);
-  kept->k_BSGD = per_head(qkv[1]);
-  kept->v_BSGD = per_head(qkv[2]);
-  fused::rope_(q, rope_, fused::Turn::kForward);
-  fused::rope_(kept->k_BSGD, rope_, fused::Turn::kForward);
-  kept->o_BSHD = at::empty_like(q);
-  kept->lse_BHS =
-      at::empty({q.size(0), q.size(2), q.size(1)}, fused::wide_options(x_nE));
-  fused::causal_attention(q, kept->k_BSGD, kept->v_BSGD, kept->o_BSHD, kept->lse_BHS);
+  const auto norm = [&](const at::Tensor& of, const at::Tensor& residual,
+                        BlockSlot weight, at::Tensor& rstd) {
+    if (!rstd.defined()) rstd = at::empty({of.size(0)}, fused::wide_options(of));
+    fused::rms_norm(of, residual, w[weight], args_.norm_eps, normed_nE, rstd);
+  };
 
-  kept->h_nE = nn::product_sum(tokens(kept->o_BSHD.flatten(2)), w[kWo], axis_);
-  kept->rstd2_n = at::empty_like(kept->rstd1_n);
-  // Adds the residual to h on the way.
-  fused::rms_norm(kept->h_nE, x_nE, w[kFfnNorm], args_.norm_eps, normed_nE,
-                  kept->rstd2_n);
-  const auto gate_up = projections(normed_nE, {w[kW1], w[kW3]}, axis_);
-  kept->gate_NF = gate_up[0];
-  kept->up_NF = gate_up[1];
-  return {std::move(kept), normed_nE};
+  TensorList missing_weights;
+  std::vector<at::Tensor*> missing;
+  const auto want = [&](at::Tensor& result, BlockSlot weight) {
+    if (result.defined()) return;
+    missing.push_back(&result);
+    missing_weights.push_back(w[weight]);
+  };
+  const auto project = [&] {
+    auto found = projections(normed_nE, missing_weights, axis_);
+    for (size_t i = 0; i < found.size(); ++i) *missing[i] = std::move(found[i]);
+    missing.clear();
+    missing_weights.clear();
+  };
+
+  const bool turn_q = !kept.q_BSHD.defined(), turn_k = !kept.k_BSGD.defined();
+  want(kept.q_BSHD, kWq);
+  want(kept.k_BSGD, kWk);
+  want(kept.v_BSGD, kWv);
+  if (!missing.empty()) {
+    const auto fresh = missing;
+    norm(x_nE, {}, kAttentionNorm, kept.rstd1_n);
+    project();
+    for (auto* each : fresh) {
+      *each = each->view({x.size(0), x.size(1) * axis_.size(), -1, args_.head_dim()});
+    }
+    if (turn_q) fused::rope_(kept.q_BSHD, rope_, fused::Turn::kForward);
+    if (turn_k) fused::rope_(kept.k_BSGD, rope_, fused::Turn::kForward);
+  }
+  const auto& q = kept.q_BSHD;
+  if (!kept.o_BSHD.defined()) {
+    kept.o_BSHD = at::empty_like(q);
+    kept.lse_BHS =
+        at::empty({q.size(0), q.size(2), q.size(1)}, fused::wide_options(x_nE));
+    fused::causal_attention(q, kept.k_BSGD, kept.v_BSGD, kept.o_BSHD, kept.lse_BHS);
+  }
+
+  const bool is_fresh = !kept.h_nE.defined();
+  if (is_fresh) {
+    kept.h_nE = nn::product_sum(tokens(kept.o_BSHD.flatten(2)), w[kWo], axis_);
+  }
+  want(kept.gate_NF, kW1);
+  want(kept.up_NF, kW3);
+  if (is_fresh || !missing.empty()) {
+    // Adds the residual to h on the way.
+    norm(kept.h_nE, is_fresh ? x_nE : at::Tensor(), kFfnNorm, kept.rstd2_n);
+  }
+  if (!missing.empty()) project();
+  return normed_nE;
+}
+
+TensorList Block::finish(const Kept& kept, const at::Tensor& gated_NF,
+                         const at::Tensor& y_nE, const TensorList& w) const {
+  fused::swiglu(kept.gate_NF, kept.up_NF, gated_NF);
+  at::Tensor(y_nE).copy_(kept.h_nE);
+  nn::add_product_sum_(y_nE, gated_NF, w[kW2], axis_);
+  return {y_nE.view_as(kept.x_BsE)};
 }
 
 TensorList Block::forward(const TensorList& inputs, const TensorList& w,
                           std::unique_ptr<Saved>* saved) {
   if (!is_hand_written(inputs[0], w)) return AutogradSegment::forward(inputs, w, saved);
   const c10::AutoGradMode off(false);
-  auto [kept, normed_nE] = up_to_gate(inputs[0], w);
+  auto kept = std::make_unique<Kept>();
+  const auto normed_nE = complete(*kept, inputs[0], w);
   // Where nothing is kept the product may take the gate's place.
-  const auto& gate_NF = kept->gate_NF;
-  const auto gated_NF = saved == nullptr ? gate_NF : at::empty_like(gate_NF);
-  fused::swiglu(gate_NF, kept->up_NF, gated_NF);
-  const auto y_nE = normed_nE.copy_(kept->h_nE);
-  nn::add_product_sum_(y_nE, gated_NF, w[kW2], axis_);
+  auto outputs =
+      finish(*kept, saved == nullptr ? kept->gate_NF : at::empty_like(kept->gate_NF),
+             normed_nE, w);
   if (saved != nullptr) *saved = std::move(kept);
-  return {y_nE.view_as(inputs[0])};
+  return outputs;
+}
+
+TensorList Block::forward_for_recompute(const TensorList& inputs, const TensorList& w,
+                                        std::unique_ptr<Saved>* kept) {
+  if (!is_hand_written(inputs[0], w)) {
+    return AutogradSegment::forward_for_recompute(inputs, w, kept);
+  }
+  const c10::AutoGradMode off(false);
+  auto all = std::make_unique<Kept>();
+  const auto normed_nE = complete(*all, inputs[0], w);
+  auto outputs = finish(
+      *all, keeps(kGate) ? at::empty_like(all->gate_NF) : all->gate_NF, normed_nE, w);
+  all->x_BsE.reset();
+  if (!keeps(kQ)) all->q_BSHD.reset();
+  if (!keeps(kK)) all->k_BSGD.reset();
+  if (!keeps(kV)) all->v_BSGD.reset();
+  if (!keeps(kAttended)) {
+    all->o_BSHD.reset();
+    all->lse_BHS.reset();
+  }
+  if (!keeps(kH)) all->h_nE.reset();
+  if (!keeps(kGate)) all->gate_NF.reset();
+  if (!keeps(kUp)) all->up_NF.reset();
+  kept->reset();
+  for (size_t i = 0; i < kNumResults; ++i) {
+    if (keeps(i)) {
+      *kept = std::move(all);
+      break;
+    }
+  }
+  return outputs;
 }
 
 void Block::recompute(const TensorList& inputs, const TensorList& w,
-                      std::unique_ptr<Saved>* saved) {
+                      std::unique_ptr<Saved> kept, std::unique_ptr<Saved>* saved) {
   if (!is_hand_written(inputs[0], w)) {
-    return AutogradSegment::recompute(inputs, w, saved);
+    return AutogradSegment::recompute(inputs, w, std::move(kept), saved);
   }
   const c10::AutoGradMode off(false);
-  *saved = up_to_gate(inputs[0], w).kept;
+  if (!kept) kept = std::make_unique<Kept>();
+  complete(static_cast<Kept&>(*kept), inputs[0], w);
+  *saved = std::move(kept);
 }
 
 TensorList Block::backward(std::unique_ptr<Saved> saved,

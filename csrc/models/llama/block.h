@@ -31,9 +31,14 @@ class Block final : public nn::AutogradSegment {
                          const nn::TensorList& parameters) const override;
   nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
                          std::unique_ptr<Saved>* saved) override;
-  // Leaves out the last product.
+  // Leaves out the last product and what was kept. The differentiable form keeps
+  // nothing.
+  nn::TensorList forward_for_recompute(const nn::TensorList& inputs,
+                                       const nn::TensorList& parameters,
+                                       std::unique_ptr<Saved>* kept) override;
   void recompute(const nn::TensorList& inputs, const nn::TensorList& parameters,
-                 std::unique_ptr<Saved>* saved) override;
+                 std::unique_ptr<Saved> kept, std::unique_ptr<Saved>* saved) override;
+  std::vector<nn::Operation> operations(const nn::BatchShape& batch) const override;
   nn::TensorList backward(std::unique_ptr<Saved> saved,
                           const nn::TensorList& output_gradients,
                           const nn::TensorList& parameters) override;
@@ -51,13 +56,16 @@ class Block final : public nn::AutogradSegment {
 
  private:
   struct Kept;
-  // All of forward up to the gate and the other half of the product; `normed` has the
-  // place of a normed input, free to be used.
-  struct Half {
-    std::unique_ptr<Kept> kept;
-    at::Tensor normed;
-  };
-  Half up_to_gate(const at::Tensor& x, const nn::TensorList& parameters) const;
+  // The operations whose results backward needs, as operations() numbers them.
+  enum Result : size_t { kQ, kK, kV, kAttended, kH, kGate, kUp, kNumResults };
+
+  // Computes what `kept` lacks of all that backward needs. Returns the place of a
+  // normed input, free to be used.
+  at::Tensor complete(Kept& kept, const at::Tensor& x,
+                      const nn::TensorList& parameters) const;
+  nn::TensorList finish(const Kept& kept, const at::Tensor& gated,
+                        const at::Tensor& output,
+                        const nn::TensorList& parameters) const;
   nn::TensorList backward(Kept& kept, const at::Tensor& dy,
                           const nn::TensorList& parameters,
                           nn::WeightProducts& products) const;

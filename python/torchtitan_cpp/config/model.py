@@ -31,21 +31,21 @@ class ActivationCheckpoint:
     """Which activations are recomputed in the backward instead of being saved."""
 
     mode: Literal["selective", "full", "memory_budget", "none"] = "selective"
-    """none: save all; full: recompute every block; selective: see the next field."""
+    """none: save all; full: recompute every block; selective, memory_budget: below."""
     selective_ac_option: Annotated[
         str, Matching(r"op|0*[1-9][0-9]*", 'a positive number as text, or "op"')
     ] = "2"
-    """n: recompute every n-th block; "op": decide for each operation."""
+    """n: recompute every n-th block; "op": all but attention and every 2nd product."""
     per_op_sac_force_recompute_mm_shapes_by_fqns: list[str] = field(
         default_factory=lambda: ["moe.router.gate"]
     )
-    """With "op": products shaped like those of these linears are always recomputed."""
+    """With "op": parts of names of linears; products of their shapes are recomputed."""
     early_stop: bool = False
     """Stop a recomputation as soon as all needed activations are there."""
     memory_budget: Ratio = 0.5
-    """With mode memory_budget: 0 recomputes most, 1 saves what is fastest."""
+    """With mode memory_budget: share of bytes that is kept; 0 is full, 1 is none."""
     visualize_memory_budget_pareto: bool = False
-    """With mode memory_budget: draw time against memory for budgets from 0 to 1."""
+    """Rank 0 writes flops against bytes of every budget to memory_budget_pareto/."""
     preserve_rng_state: bool = True
     """Draw the same random numbers when recomputing. Always so for built-in models."""
     determinism_check: Annotated[str, OneOf(("default", "none"))] = "default"

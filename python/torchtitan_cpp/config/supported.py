@@ -75,21 +75,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set false; the C++ models need none",
     ),
     Missing(
-        field="activation_checkpoint.mode",
-        needed=lambda c: c.activation_checkpoint.mode == "memory_budget",
-        what="activation checkpointing by a memory budget",
-        hint='set "full", "selective" or "none"',
-    ),
-    Missing(
-        field="activation_checkpoint.selective_ac_option",
-        needed=lambda c: (
-            c.activation_checkpoint.mode == "selective"
-            and c.activation_checkpoint.selective_ac_option == "op"
-        ),
-        what="activation checkpointing by operation",
-        hint='set a number of blocks such as "2"',
-    ),
-    Missing(
         field="activation_checkpoint.determinism_check",
         needed=lambda c: (
             _recomputes(c) and c.activation_checkpoint.determinism_check != "default"
@@ -154,13 +139,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
 )
 
 WITHOUT_EFFECT_UNLESS: dict[str, str] = {
-    "activation_checkpoint.memory_budget": "activation_checkpoint.mode",
-    "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns": (
-        "activation_checkpoint.selective_ac_option"
-    ),
-    "activation_checkpoint.visualize_memory_budget_pareto": (
-        "activation_checkpoint.mode"
-    ),
     "checkpoint.enable_ft_dataloader_checkpoints": "fault_tolerance.enable",
     "comm.save_traces_file_prefix": "comm.trace_buf_size",
     "comm.save_traces_folder": "comm.trace_buf_size",

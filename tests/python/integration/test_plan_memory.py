@@ -25,6 +25,14 @@ MODES = {
         "--activation_checkpoint.mode=selective",
         "--activation_checkpoint.selective_ac_option=2",
     ),
+    "selective op": (
+        "--activation_checkpoint.mode=selective",
+        "--activation_checkpoint.selective_ac_option=op",
+    ),
+    "budget 0.5": (
+        "--activation_checkpoint.mode=memory_budget",
+        "--activation_checkpoint.memory_budget=0.5",
+    ),
 }
 JOB = (
     "--experimental.custom_import=tiny_jobs",
@@ -63,6 +71,8 @@ def measured_mib(folder: Path) -> float:
     [
         (1, "none"),
         (2, "selective 2"),
+        (1, "selective op"),
+        (2, "budget 0.5"),
         pytest.param(1, "full", marks=pytest.mark.slow),
         pytest.param(1, "selective 2", marks=pytest.mark.slow),
         pytest.param(2, "none", marks=pytest.mark.slow),
@@ -85,9 +95,12 @@ def test_of_a_small_batch(
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("exchanges", ["no-enable", "enable"])
+@pytest.mark.parametrize(
+    ("exchanges", "mode"),
+    [("no-enable", "none"), ("enable", "none"), ("no-enable", "selective op")],
+)
 def test_of_tensor_ranks(
-    exchanges: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exchanges: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = (
         *JOB,
@@ -96,7 +109,7 @@ def test_of_tensor_ranks(
         "--training.seq-len=512",
         "--parallelism.tensor-parallel-degree=2",
         f"--parallelism.{exchanges}-async-tensor-parallel",
-        *MODES["none"],
+        *MODES[mode],
     )
     run(tmp_path, *flags, ranks=2)
     expected = planned_mib(flags, 2, monkeypatch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,18 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(
 ) -> None:
     flags = ("--training.global-batch-size=8", "--training.steps=2")
     none = run(tmp_path / "none", *flags, ranks=ranks, trainer="dumping")
-    for mode in ("full", "selective"):
-        option = "--activation-checkpoint.selective-ac-option=2"
+    modes = {
+        "full": (),
+        "selective": ("--activation-checkpoint.selective-ac-option=2",),
+        "selective op": ("--activation-checkpoint.selective-ac-option=op",),
+        "memory_budget": ("--activation-checkpoint.memory-budget=0.4",),
+    }
+    for mode, option in modes.items():
         other = run(
             tmp_path / mode,
             *flags,
-            f"--activation-checkpoint.mode={mode}",
-            option,
+            f"--activation-checkpoint.mode={mode.split()[0]}",
+            *option,
             ranks=ranks,
             trainer="dumping",
         )
@@ -43,6 +50,36 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(
             assert_same_tensors(
                 other.dumped(step)["gradients"], none.dumped(step)["gradients"]
             )
+
+
+def test_the_curve_of_memory_budgets_is_written_where_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    flags = (
+        "--activation-checkpoint.mode=memory_budget",
+        "--activation-checkpoint.memory-budget=0.5",
+        "--activation-checkpoint.visualize-memory-budget-pareto",
+        "--training.steps=1",
+    )
+    finished = run(tmp_path, *flags)
+    assert "memory budget 0.5: a microbatch keeps" in finished.output
+    with (tmp_path / "memory_budget_pareto" / "curve.csv").open() as file:
+        rows = [
+            {key: int(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    kept = [row["kept_bytes"] for row in rows]
+    flops = [row["recomputed_flops"] for row in rows]
+    assert kept == sorted(set(kept))
+    assert flops == sorted(set(flops), reverse=True)
+    assert (kept[0], flops[-1]) == (0, 0)
+    chosen = next(row for row in rows if row["chosen"])
+    after = rows[rows.index(chosen) + 1]
+    assert chosen["kept_bytes"] <= kept[-1] / 2 < after["kept_bytes"]
+    svg = (tmp_path / "memory_budget_pareto" / "curve.svg").read_text()
+    assert len(re.findall(r"[\d.]+,[\d.]+", svg.split("points=")[1])) == len(rows)
+    run(tmp_path / "without", *flags[:2], flags[3])
+    assert not (tmp_path / "without" / "memory_budget_pareto").exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

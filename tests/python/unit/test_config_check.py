@@ -56,20 +56,6 @@ UNSUPPORTED = {
         ],
     ),
     "compile.enable": (["--compile.enable"], ["--compile.components=model"]),
-    "activation_checkpoint.mode": (
-        ["--activation_checkpoint.mode=memory_budget"],
-        [
-            "--activation_checkpoint.memory_budget=0.1",
-            "--activation_checkpoint.visualize_memory_budget_pareto",
-        ],
-    ),
-    "activation_checkpoint.selective_ac_option": (
-        [
-            "--activation_checkpoint.mode=selective",
-            "--activation_checkpoint.selective_ac_option=op",
-        ],
-        ["--activation_checkpoint.selective_ac_option=op"],
-    ),
     "activation_checkpoint.determinism_check": (
         [
             "--activation_checkpoint.mode=full",

@@ -38,8 +38,6 @@ THROUGH_CONFIG = {
 }
 """Fields that the configuration reads for others, and by which function."""
 WHOLLY_MISSING = {row.field for row in NOT_SUPPORTED_YET} - {
-    "activation_checkpoint.mode",
-    "activation_checkpoint.selective_ac_option",
     "comm.mode",
     "model.flavor",
 }
