@@ -132,6 +132,44 @@ TEST(MemoryModel, ATransportHoldsItsOwnBufferUntilTheWait) {
   EXPECT_EQ(with.after, with.before);
 }
 
+TEST(MemoryModel, WhatARecomputedSegmentKeepsStaysMeanwhile) {
+  StepShape shape = chain(2, 1, 1, 1);
+  shape.segments[0].recompute = true;
+  const Program program = {on_segment(K::kForward, 0), on_segment(K::kForward, 1),
+                           on_segment(K::kBackward, 1), on_segment(K::kRecompute, 0),
+                           on_segment(K::kBackward, 0)};
+  const auto without = estimate_memory(program, shape);
+  shape.segments[0].kept_bytes = 24;
+  const auto with = estimate_memory(program, shape);
+  const std::vector<int64_t> more = {0, 24, 24, 0, 0};
+  for (size_t i = 0; i < more.size(); ++i) {
+    EXPECT_EQ(with.totals[i], without.totals[i] + more[i]) << i;
+  }
+  EXPECT_EQ(with.after, with.before);
+}
+
+TEST(MemoryModel, TheRestOfADividedBackwardLivesUntilItsSecondHalf) {
+  StepShape shape = chain(2, 4, 1, 1);
+  for (SegmentShape& segment : shape.segments) {
+    segment.rest_bytes = 48;
+    segment.input_half_temporary_bytes = 3;
+    segment.weight_half_temporary_bytes = 5;
+  }
+  const Action f0 = on_segment(K::kForward, 0), f1 = on_segment(K::kForward, 1);
+  const auto whole = estimate_memory(
+      {f0, f1, on_segment(K::kBackward, 1), on_segment(K::kBackward, 0)}, shape);
+  const auto halves = estimate_memory(
+      {f0, f1, on_segment(K::kBackwardInput, 1), on_segment(K::kBackwardInput, 0),
+       on_segment(K::kBackwardWeight, 1), on_segment(K::kBackwardWeight, 0)},
+      shape);
+  EXPECT_EQ(halves.totals[2], whole.totals[2] - 6 + 3);
+  EXPECT_EQ(halves.totals[3], whole.totals[3] - 6 + 3 + 48);
+  const int64_t gradients = 2 * 32 * 4;  // whole, of two groups
+  EXPECT_EQ(halves.totals[4], halves.before.total() + gradients + 2 * 48 + 5);
+  EXPECT_EQ(halves.totals[5], halves.before.total() + gradients + 48 + 5);
+  EXPECT_EQ(halves.after.activations, 0);
+}
+
 TEST(MemoryModel, ARecomputedSegmentKeepsOnlyItsInputsMeanwhile) {
   StepShape shape = chain(2, 1, 1, 1);
   shape.segments[0].recompute = true;

@@ -34,6 +34,21 @@ TEST(Simulate, ComputeTakesFlopsOverRate) {
   EXPECT_DOUBLE_EQ(simulation.spans[2].begin, 1.9);
 }
 
+TEST(Simulate, TheHalvesOfABackwardShareItsFlopsAndHaveExchangesOfTheirOwn) {
+  StepShape shape = chain(1, 4, 1, 1);
+  shape.segments[0].weight_flops = 80;
+  const auto seconds = [&](K kind) {
+    return simulate({on_segment(kind, 0)}, shape, kCost).compute_seconds;
+  };
+  EXPECT_DOUBLE_EQ(seconds(K::kBackwardInput), 1.2);
+  EXPECT_DOUBLE_EQ(seconds(K::kBackwardWeight), 0.8);
+  shape.segments[0].backward_exchanges = {{"fsdp", "all_gather", 4, 640}};
+  shape.segments[0].backward_input_exchanges = {{"fsdp", "all_gather", 4, 64}};
+  shape.segments[0].backward_weight_exchanges = {{"fsdp", "all_reduce", 4, 64}};
+  EXPECT_DOUBLE_EQ(seconds(K::kBackwardInput), 1.2 + 1.5);
+  EXPECT_DOUBLE_EQ(seconds(K::kBackwardWeight), 0.8 + 2.5);
+}
+
 TEST(Simulate, OnlyTheUncoveredPartOfATransferIsExposed) {
   const StepShape shape = chain(2, 4, 1, 1);
   const Action gather0 = on_group(K::kUnshard, 0);
