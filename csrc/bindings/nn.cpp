@@ -60,12 +60,14 @@ void bind_nn(py::module_ module) {
       .def(
           "call",
           [](nn::Progress& progress, int64_t segment, const nn::TensorList& inputs,
-             nn::TensorFunction function) {
-            return nn::detached_call(segment, inputs, std::move(function), progress);
+             const nn::TensorFunction& function, std::optional<nn::Again> again) {
+            return nn::detached_call(segment, inputs, function,
+                                     again ? std::move(*again) : nn::Again(), progress);
           },
-          py::arg("segment"), py::arg("inputs"), py::arg("function"),
+          py::arg("segment"), py::arg("inputs"), py::arg("function"), py::arg("again"),
           py::call_guard<py::gil_scoped_release>(),
-          "Run `function` on detached inputs as a segment and let the program go on to "
+          "Run `function` on detached inputs as a segment, with `again`, if not None, at "
+          "its Recompute, and let the program go on to "
           "the next one. The results have one node of the caller's graph behind them.");
   py::class_<nn::ParameterSpec>(module, "ParameterSpec",
                                 "Name, shape and initial distribution of a parameter.")

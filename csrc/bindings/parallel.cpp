@@ -46,9 +46,10 @@ void bind_parallel(py::module_ module) {
                            .budget = budget,
                            .batch = {.rows = rows, .length = length, .dtype = dtype}};
            }),
-           py::kw_only(), py::arg("mode"), py::arg("every"),
-           py::arg("recomputed_modules"), py::arg("budget"), py::arg("rows"),
-           py::arg("length"), py::arg("dtype"),
+           py::kw_only(), py::arg("mode"), py::arg("every") = 1,
+           py::arg("recomputed_modules") = std::vector<std::string>(),
+           py::arg("budget") = 1.0, py::arg("rows") = 1, py::arg("length") = 1,
+           py::arg("dtype") = at::kFloat,
            "`every` is of mode selective, `recomputed_modules` of per_operation, "
            "`budget` of memory_budget. A microbatch has `rows` of `length` tokens and "
            "activations of `dtype`.");

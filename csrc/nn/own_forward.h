@@ -31,11 +31,14 @@ class Progress {
   virtual void reach_forward(int64_t segment) = 0;
 
   // The same for Backward. `recompute` is called at the segment's Recompute, if any.
-  virtual void reach_backward(int64_t segment,
+  // True if the program stands at BackwardInput instead: then the caller hands what is
+  // left to do to at_backward_weight().
+  virtual bool reach_backward(int64_t segment,
                               const std::function<void()>& recompute) = 0;
 
-  // Whether the segment keeps only its inputs and runs again before its backward.
-  virtual bool recomputes(int64_t segment) const = 0;
+  // `weight` is called at BackwardWeight of the segment, for the microbatch whose
+  // backward runs now.
+  virtual void at_backward_weight(int64_t segment, std::function<void()> weight) = 0;
 };
 
 // Sum of the loss over one microbatch, one number, with its graph where grad mode is

@@ -2,6 +2,7 @@
 
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "nn/split_backward.h"
 
@@ -86,8 +87,11 @@ TensorList AutogradSegment::backward_input(std::unique_ptr<Saved> saved,
     if (input.requires_grad()) differentiable.push_back(input);
   }
   auto left = std::make_unique<Rest>();
-  auto gradients =
-      split_backward(roots.outputs, roots.gradients, differentiable, &left->graph);
+  torch::autograd::edge_list edges;
+  for (const auto& output : roots.outputs) {
+    edges.push_back(torch::autograd::impl::gradient_edge(output));
+  }
+  auto gradients = split_backward(edges, roots.gradients, differentiable, &left->graph);
   TensorList input_gradients;
   auto next = gradients.begin();
   for (const auto& input : graph.inputs) {

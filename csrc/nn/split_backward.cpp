@@ -1,6 +1,5 @@
 #include "nn/split_backward.h"
 
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
@@ -158,13 +157,9 @@ void RestOfBackward::run() {
   }
 }
 
-TensorList split_backward(const TensorList& outputs, const TensorList& output_gradients,
-                          const TensorList& inputs,
+TensorList split_backward(const autograd::edge_list& roots,
+                          const TensorList& output_gradients, const TensorList& inputs,
                           std::unique_ptr<RestOfBackward>* rest) {
-  autograd::edge_list roots;
-  for (const auto& output : outputs) {
-    roots.push_back(autograd::impl::gradient_edge(output));
-  }
   Walk walk(roots, inputs);
   std::vector<Part> parts;
   for (auto* node : walk.passed()) {
@@ -199,17 +194,21 @@ TensorList split_backward(const TensorList& outputs, const TensorList& output_gr
                                       [](const Part& part) { return part.shares; });
   for (auto& part : parts) part.shares = any_shares;
 
-  TensorList roots_of_inputs;
+  autograd::edge_list roots_of_inputs, input_edges;
   TensorList gradients;
-  for (size_t i = 0; i < outputs.size(); ++i) {
+  for (size_t i = 0; i < roots.size(); ++i) {
     if (!walk.reaches_input(roots[i].function.get())) continue;
-    roots_of_inputs.push_back(outputs[i]);
+    roots_of_inputs.push_back(roots[i]);
     gradients.push_back(output_gradients[i]);
   }
+  for (const auto& input : inputs) {
+    input_edges.push_back(autograd::impl::gradient_edge(input));
+  }
   TensorList result(inputs.size());
-  if (!roots_of_inputs.empty() && !inputs.empty()) {
-    result = autograd::grad(roots_of_inputs, inputs, gradients, /*retain_graph=*/true,
-                            /*create_graph=*/false, /*allow_unused=*/true);
+  if (!roots_of_inputs.empty()) {
+    result = autograd::Engine::get_default_engine().execute(
+        roots_of_inputs, gradients, /*keep_graph=*/true, /*create_graph=*/false,
+        /*accumulate_grad=*/false, input_edges);
   }
   for (const auto& part : parts) {
     part.arrived->is_open = false;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/edge.h>
 
 #include <memory>
 #include <vector>
@@ -27,10 +28,10 @@ class RestOfBackward {
   std::vector<Node> nodes_;
 };
 
-// Gradients of `inputs`, leaves that require grad, from those of the outputs, which
-// have a graph; undefined where there is none. The .grad of no leaf changes. The graph
-// is of no other use afterwards; what the rest does not need of it dies with the
-// outputs.
+// Gradients of `inputs`, leaves that require grad, from those of the outputs, of whose
+// graph `roots` are the edges; undefined where there is none. The .grad of no leaf
+// changes. The graph is of no other use afterwards; what the rest does not need of it
+// dies with the roots.
 //
 // The rest keeps the gradients that arrive at each node with a path to an input and one
 // to another leaf, and what these nodes have saved; the tensors given here must not
@@ -39,7 +40,7 @@ class RestOfBackward {
 // gradients are needed, and nodes between several such nodes and one leaf that they
 // share run once for each of them. A leaf that is used in several places gets their
 // gradients one by one, not their sum.
-std::vector<at::Tensor> split_backward(const std::vector<at::Tensor>& outputs,
+std::vector<at::Tensor> split_backward(const std::vector<torch::autograd::Edge>& roots,
                                        const std::vector<at::Tensor>& output_gradients,
                                        const std::vector<at::Tensor>& inputs,
                                        std::unique_ptr<RestOfBackward>* rest);

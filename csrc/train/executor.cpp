@@ -49,6 +49,7 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
     live.values = std::move(batch);
     live.saved.resize(model_.segments.size());
     live.kept.resize(model_.segments.size());
+    live.own_weights.resize(model_.segments.size());
     live.inputs.resize(model_.segments.size());
     live_.push_back(std::move(live));
   }

@@ -46,6 +46,7 @@ class Executor final : private nn::Progress {
     std::vector<std::unique_ptr<nn::Segment::Saved>> saved;
     std::vector<std::unique_ptr<nn::Segment::Saved>> kept;  // for Recompute
     std::vector<nn::TensorList> inputs;
+    std::vector<std::function<void()>> own_weights;  // for BackwardWeight
     at::Tensor own_loss;  // of a model with a forward of its own, with its graph
   };
 
@@ -62,8 +63,9 @@ class Executor final : private nn::Progress {
   void own_forward(const plan::Action& action);
   void own_backward(const plan::Action& action);
   void reach_forward(int64_t segment) override;
-  void reach_backward(int64_t segment, const std::function<void()>& recompute) override;
-  bool recomputes(int64_t segment) const override;
+  bool reach_backward(int64_t segment, const std::function<void()>& recompute) override;
+  void at_backward_weight(int64_t segment, std::function<void()> weight) override;
+  void own_backward_weight(const plan::Action& action);
   // The next compute action, with all before it done.
   const plan::Action& next_compute(plan::ActionKind expected, int64_t segment);
 

@@ -3,6 +3,8 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <utility>
+
 #include "train/executor.h"
 
 namespace torchtitan::train {
@@ -51,12 +53,15 @@ const plan::Action& Executor::next_compute(ActionKind expected, int64_t segment)
     TORCH_CHECK(next_ < program_->size(), "the program ends before ",
                 plan::to_string(expected), " of segment ", segment);
     const auto& action = (*program_)[next_++];
-    if (plan::is_compute(action)) {
+    if (action.kind == ActionKind::kBackwardWeight) {
+      own_backward_weight(action);
+    } else if (plan::is_compute(action)) {
       TORCH_CHECK(action.microbatch == reached_.microbatch,
                   "unexpected action: ", plan::to_string(action));
       return action;
+    } else {
+      execute(action);
     }
-    execute(action);
   }
 }
 
@@ -75,7 +80,7 @@ void Executor::reach_forward(int64_t segment) {
   }
 }
 
-void Executor::reach_backward(int64_t segment, const std::function<void()>& recompute) {
+bool Executor::reach_backward(int64_t segment, const std::function<void()>& recompute) {
   const c10::AutoGradMode off(false);
   TORCH_CHECK(segment <= reached_.segment, "backward of segment ", segment,
               " after that of segment ", reached_.segment);
@@ -88,15 +93,29 @@ void Executor::reach_backward(int64_t segment, const std::function<void()>& reco
       if (action.segment == segment) recompute();
       continue;
     }
-    TORCH_CHECK(action.kind == ActionKind::kBackward,
+    TORCH_CHECK(plan::is_backward(action),
                 "unexpected action: ", plan::to_string(action));
     prepare_gradients(part);
     reached_ = action;
   }
+  return reached_.kind == ActionKind::kBackwardInput;
 }
 
-bool Executor::recomputes(int64_t segment) const {
-  return recompute_.at(static_cast<size_t>(segment));
+void Executor::at_backward_weight(int64_t segment, std::function<void()> weight) {
+  live_.at(static_cast<size_t>(reached_.microbatch))
+      .own_weights.at(static_cast<size_t>(segment)) = std::move(weight);
+}
+
+// Where nothing is left of the first half there is nothing to do: a segment that was
+// not called, or the code around the segments.
+void Executor::own_backward_weight(const plan::Action& action) {
+  const c10::AutoGradMode off(false);
+  const auto s = static_cast<size_t>(action.segment);
+  const auto weight = std::exchange(
+      live_.at(static_cast<size_t>(action.microbatch)).own_weights.at(s), nullptr);
+  if (!weight) return;
+  prepare_gradients(*model_.segments.at(s));
+  weight();
 }
 
 }  // namespace torchtitan::train

@@ -464,8 +464,8 @@ class nn:
 
     class Progress:
         """The step's program around a model with a forward of its own."""
-        def call(self, segment: int, inputs: collections.abc.Sequence[torch.Tensor], function: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], list[torch.Tensor]]) -> list[torch.Tensor]:
-            """Run `function` on detached inputs as a segment and let the program go on to the next one. The results have one node of the caller's graph behind them."""
+        def call(self, segment: int, inputs: collections.abc.Sequence[torch.Tensor], function: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], list[torch.Tensor]], again: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], None] | None) -> list[torch.Tensor]:
+            """Run `function` on detached inputs as a segment, with `again`, if not None, at its Recompute, and let the program go on to the next one. The results have one node of the caller's graph behind them."""
     @staticmethod
     def initial_value(parameter: nn.ParameterSpec, seed: int) -> torch.Tensor:
         """The whole parameter's initial numbers, float32 on the CPU."""
@@ -521,7 +521,7 @@ class parallel:
 
     class Recompute:
         """Activation checkpointing."""
-        def __init__(self, *, mode: str, every: int, recomputed_modules: collections.abc.Sequence[str], budget: float, rows: int, length: int, dtype: torch.dtype) -> None:
+        def __init__(self, *, mode: str, every: int=1, recomputed_modules: collections.abc.Sequence[str]=[], budget: float=1.0, rows: int=1, length: int=1, dtype: torch.dtype=torch.float32) -> None:
             """`every` is of mode selective, `recomputed_modules` of per_operation, `budget` of memory_budget. A microbatch has `rows` of `length` tokens and activations of `dtype`."""
     @staticmethod
     def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:

@@ -22,6 +22,7 @@ from torchtitan_cpp.nn.initial_values import (
     named_values,
 )
 from torchtitan_cpp.nn.python_model import PythonModel, load_whole
+from torchtitan_cpp.nn.recomputation import RecomputeOptions
 from torchtitan_cpp.optim import OptimizersContainer
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.train_spec import TrainSpec
@@ -70,11 +71,6 @@ def build_model(
                 "parallelism.tensor_parallel_degree: not supported yet for models "
                 f"written in Python ({type(module).__name__}); set 1"
             )
-        if _is_by_operation(job_config):
-            raise ValueError(
-                'activation_checkpoint.selective_ac_option: "op" is not supported yet '
-                f"for models written in Python ({type(module).__name__}); set a number"
-            )
         python = PythonModel(module, loss_fn)
         core = python.build_core()
     applied = _C.parallel.apply(
@@ -99,7 +95,12 @@ def build_model(
             applied.groups,
             applied.recompute,
             device=world.device,
-            preserve_random_state=job_config.activation_checkpoint.preserve_rng_state,
+            how=_recompute_options(job_config),
+            recomputed_modules=(
+                job_config.activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns
+                if _is_by_operation(job_config)
+                else None
+            ),
         )
 
     def initialize(seed: int) -> None:
@@ -141,6 +142,16 @@ def _recompute_policy(
         rows=training.local_batch_size,
         length=training.seq_len // job_config.parallelism.context_parallel_degree,
         dtype=dtype,
+    )
+
+
+def _recompute_options(job_config: JobConfig) -> RecomputeOptions:
+    ac = job_config.activation_checkpoint
+    return RecomputeOptions(
+        preserve_rng_state=ac.preserve_rng_state,
+        determinism_check=ac.determinism_check,
+        early_stop=ac.early_stop,
+        debug=ac.debug,
     )
 
 

@@ -41,17 +41,17 @@ class ActivationCheckpoint:
     )
     """With "op": parts of names of linears; products of their shapes are recomputed."""
     early_stop: bool = False
-    """Stop a recomputation as soon as all needed activations are there."""
+    """Python layers: stop running again as soon as all needed activations are there."""
     memory_budget: Ratio = 0.5
     """With mode memory_budget: share of bytes that is kept; 0 is full, 1 is none."""
     visualize_memory_budget_pareto: bool = False
     """Rank 0 writes flops against bytes of every budget to memory_budget_pareto/."""
     preserve_rng_state: bool = True
-    """Draw the same random numbers when recomputing. Always so for built-in models."""
+    """Draw the same random numbers when recomputing. Always so for C++ models."""
     determinism_check: Annotated[str, OneOf(("default", "none"))] = "default"
-    """Compare the shapes of recomputed activations with the first ones."""
+    """Python layers: compare shapes of recomputed activations with the first ones."""
     debug: bool = False
-    """Record which operations were run and recomputed; slower."""
+    """Python layers: note the operations of both runs for a failed check; slower."""
 
 
 @dataclass(frozen=True, kw_only=True)

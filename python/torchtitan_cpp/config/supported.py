@@ -28,10 +28,6 @@ class Missing:
     """What to set instead."""
 
 
-def _recomputes(config: JobConfig) -> bool:
-    return config.activation_checkpoint.mode != "none"
-
-
 _ATTENTION_FLAVORS = ("_flex_attn", "_varlen_attn", "_flex", "_varlen")
 
 NOT_SUPPORTED_YET: tuple[Missing, ...] = (
@@ -73,26 +69,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         needed=lambda c: c.compile.enable,
         what="compilation of Python models",
         hint="set false; the C++ models need none",
-    ),
-    Missing(
-        field="activation_checkpoint.determinism_check",
-        needed=lambda c: (
-            _recomputes(c) and c.activation_checkpoint.determinism_check != "default"
-        ),
-        what="another check of recomputed tensors",
-        hint='set "default"',
-    ),
-    Missing(
-        field="activation_checkpoint.early_stop",
-        needed=lambda c: _recomputes(c) and c.activation_checkpoint.early_stop,
-        what="stopping a recomputation early",
-        hint="set false",
-    ),
-    Missing(
-        field="activation_checkpoint.debug",
-        needed=lambda c: _recomputes(c) and c.activation_checkpoint.debug,
-        what="recording recomputed operations",
-        hint="set false",
     ),
     Missing(
         field="checkpoint.async_mode",

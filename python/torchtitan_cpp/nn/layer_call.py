@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchtitan_cpp import _C
 from torchtitan_cpp.nn.installed import Installed, Slot
 from torchtitan_cpp.nn.random_state import RandomState
+from torchtitan_cpp.nn.recomputation import Recomputation, RecomputeOptions
 
 
 class Run:
@@ -43,8 +44,8 @@ class Layer:
         """The forward under way; None: calls are plain calls."""
         self.slots: Sequence[Slot] = ()
         """Every parameter that it can read, gathered."""
-        self.recompute = False
-        self.preserve_random_state = True
+        self.recompute: RecomputeOptions | None = None
+        """How it runs again before its backward; None: it does not."""
         self.device = torch.device("cpu")
         self.storages: frozenset[int] = frozenset()
         """Of its parameters; nothing outside may share them."""
@@ -63,7 +64,8 @@ class Layer:
         for i in places:
             flat[i] = None  # a call that is kept must not keep the caller's graph
         call = _Call(self, flat, structure, places)
-        return call.assemble(run.progress.call(self.index, inputs, call))
+        again = call.again if self.recompute is not None else None
+        return call.assemble(run.progress.call(self.index, inputs, call, again))
 
 
 class _Call:
@@ -81,23 +83,19 @@ class _Call:
         self._structure = structure
         self._places = places
         self._result: tuple[list[Any], pytree.TreeSpec] | None = None
+        self._recomputation: Recomputation | None = None
         self._random_state: RandomState | None = None
         self._autocast: torch.autocast | None = None
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         layer = self._layer
-        flat = list(self._flat)
-        for place, tensor in zip(self._places, tensors, strict=True):
-            flat[place] = tensor
-        args, kwargs = pytree.tree_unflatten(flat, self._structure)
-        is_first = self._result is None
-        if is_first and layer.recompute:
-            self._note_surroundings()
-        with ExitStack() as stack:
-            stack.enter_context(Installed(layer.slots))
-            if not is_first:
-                self._restore_surroundings(stack)
-            flat, structure = pytree.tree_flatten(layer.plain_call(*args, **kwargs))
+        if layer.recompute is None or not torch.is_grad_enabled():
+            flat, structure = self._run(tensors)
+        else:
+            self._note_surroundings(layer.recompute)
+            self._recomputation = Recomputation(layer.name, layer.recompute)
+            with self._recomputation.first_run():
+                flat, structure = self._run(tensors)
         results = [each for each in flat if isinstance(each, torch.Tensor)]
         for result in results:
             if result.untyped_storage()._cdata in layer.storages:
@@ -105,10 +103,26 @@ class _Call:
                     f"{layer.name} returns a view of its own parameter, which is not "
                     "gathered any more after the call; return a copy (.clone())"
                 )
-        if is_first:
-            rest = [_TENSOR if isinstance(x, torch.Tensor) else x for x in flat]
-            self._result = (rest, structure)
+        rest = [_TENSOR if isinstance(x, torch.Tensor) else x for x in flat]
+        self._result = (rest, structure)
         return results
+
+    def again(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Make what the graph of the first run has not saved."""
+        assert self._recomputation is not None
+        with ExitStack() as stack:
+            self._restore_surroundings(stack)
+            self._recomputation.second_run(lambda: self._run(tensors))
+
+    def _run(
+        self, tensors: Sequence[torch.Tensor]
+    ) -> tuple[list[Any], pytree.TreeSpec]:
+        flat = list(self._flat)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            flat[place] = tensor
+        args, kwargs = pytree.tree_unflatten(flat, self._structure)
+        with Installed(self._layer.slots):
+            return pytree.tree_flatten(self._layer.plain_call(*args, **kwargs))
 
     def assemble(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The layer's result with these tensors in it."""
@@ -118,8 +132,8 @@ class _Call:
         flat = [next(following) if each is _TENSOR else each for each in rest]
         return pytree.tree_unflatten(flat, structure)
 
-    def _note_surroundings(self) -> None:
-        if self._layer.preserve_random_state:
+    def _note_surroundings(self, options: RecomputeOptions) -> None:
+        if options.preserve_rng_state:
             self._random_state = RandomState(self._layer.device)
         kind = "cuda" if self._layer.device.type == "cuda" else "cpu"
         self._autocast = torch.autocast(

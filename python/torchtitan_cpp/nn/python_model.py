@@ -8,7 +8,7 @@ group that stays gathered while the module runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torchtitan_cpp.loss import LossFunction
 from torchtitan_cpp.nn.groups import adopt
 from torchtitan_cpp.nn.installed import Absent, Installed, Slot
 from torchtitan_cpp.nn.layer_call import Layer, Run
+from torchtitan_cpp.nn.recomputation import RecomputeOptions
+from torchtitan_cpp.nn.selective import contexts_by_operation, recomputed_shapes
 
 _ROOT = "root"
 
@@ -86,7 +88,8 @@ class PythonModel:
         recompute: Sequence[bool],
         *,
         device: torch.device,
-        preserve_random_state: bool = True,
+        how: RecomputeOptions | None = None,
+        recomputed_modules: Sequence[str] | None = None,
     ) -> None:
         """Tie the module to the memory of its parameters.
 
@@ -94,7 +97,9 @@ class PythonModel:
             groups: of the laid out core.
             recompute: by segment, whether it runs again before its backward.
             device: where the module runs; its buffers are moved there.
-            preserve_random_state: a layer that runs again draws the same numbers.
+            how: layers run again; None: as by default.
+            recomputed_modules: None, or layers keep what selective.py lists, but no
+                products of linear modules with these parts of names.
         """
         leaves = {
             shard.name: leaf
@@ -123,9 +128,17 @@ class PythonModel:
                 for p in mine
                 if p.group != _ROOT
             )
-            layer.recompute = recomputes
+            layer.recompute = how or RecomputeOptions() if recomputes else None
             layer.device = device
-            layer.preserve_random_state = preserve_random_state
+            if layer.recompute is not None and recomputed_modules is not None:
+                shapes = recomputed_shapes(
+                    layer.name,
+                    self.module.get_submodule(layer.name),
+                    recomputed_modules,
+                )
+                layer.recompute = replace(
+                    layer.recompute, make_contexts=contexts_by_operation(shapes)
+                )
 
     def _forward(
         self, batch: Mapping[str, torch.Tensor], progress: _C.nn.Progress

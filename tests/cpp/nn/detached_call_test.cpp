@@ -11,22 +11,27 @@ namespace {
 // Notes what the calls ask for, as "F1" and "B0".
 class Notes final : public Progress {
  public:
-  explicit Notes(bool recompute = false) : recompute_(recompute) {}
+  explicit Notes(bool is_divided = false) : is_divided_(is_divided) {}
 
   void reach_forward(int64_t segment) override {
     text.append("F").append(std::to_string(segment));
   }
-  void reach_backward(int64_t segment,
+  bool reach_backward(int64_t segment,
                       const std::function<void()>& recompute) override {
     text.append("B").append(std::to_string(segment));
-    if (recompute_) recompute();
+    recompute();
+    return is_divided_;
   }
-  bool recomputes(int64_t /*segment*/) const override { return recompute_; }
+  void at_backward_weight(int64_t segment, std::function<void()> weight) override {
+    text.append("W").append(std::to_string(segment));
+    weights.push_back(std::move(weight));
+  }
 
   std::string text;
+  std::vector<std::function<void()>> weights;
 
  private:
-  bool recompute_;
+  bool is_divided_;
 };
 
 at::Tensor leaf(double start) {
@@ -48,7 +53,7 @@ at::Tensor model(const at::Tensor& x, const TensorList& weights,
   return second[0].mul(first[1]).add(second[1]).add(trunk).sum();
 }
 
-void expect_equal_gradients(bool recompute) {
+void expect_equal_gradients(bool is_divided) {
   TensorList plain{leaf(0.1), leaf(0.4), leaf(0.7), leaf(1)};
   TensorList divided{leaf(0.1), leaf(0.4), leaf(0.7), leaf(1)};
   const auto expected =
@@ -56,7 +61,7 @@ void expect_equal_gradients(bool recompute) {
         return block(inputs, plain[static_cast<size_t>(s)]);
       });
   torch::autograd::backward({expected}, {});
-  Notes notes(recompute);
+  Notes notes(is_divided);
   const auto loss =
       model(divided[3], divided, [&](int64_t s, const TensorList& inputs) {
         return detached_call(
@@ -64,11 +69,13 @@ void expect_equal_gradients(bool recompute) {
             [&, s](const TensorList& detached) {
               return block(detached, divided[static_cast<size_t>(s)]);
             },
-            notes);
+            {}, notes);
       });
   EXPECT_EQ(notes.text, "F0F1F1F2");
   torch::autograd::backward({loss}, {});
-  EXPECT_EQ(notes.text, "F0F1F1F2B1B0");
+  EXPECT_EQ(notes.text, is_divided ? "F0F1F1F2B1W1B0W0" : "F0F1F1F2B1B0");
+  EXPECT_EQ(divided[0].grad().defined(), !is_divided);
+  for (const auto& weight : notes.weights) weight();
   EXPECT_EQ(loss.item<double>(), expected.item<double>());
   for (size_t i = 0; i < plain.size(); ++i) {
     EXPECT_TRUE(at::allclose(divided[i].grad(), plain[i].grad(), 1e-13, 0)) << i;
@@ -77,7 +84,7 @@ void expect_equal_gradients(bool recompute) {
 
 TEST(DetachedCall, GivesTheGradientsOfOneGraph) { expect_equal_gradients(false); }
 
-TEST(DetachedCall, GivesTheGradientsOfOneGraphWhenRecomputed) {
+TEST(DetachedCall, GivesTheGradientsOfOneGraphInTwoHalves) {
   expect_equal_gradients(true);
 }
 
@@ -86,7 +93,7 @@ TEST(DetachedCall, GivesGradientsOfParametersWhereNoInputHasOne) {
   Notes notes;
   const auto results = detached_call(
       0, {at::ones({2, 3}, at::kDouble)},
-      [&](const TensorList& inputs) { return TensorList{inputs[0].mul(weight)}; },
+      [&](const TensorList& inputs) { return TensorList{inputs[0].mul(weight)}; }, {},
       notes);
   torch::autograd::backward({results[0].sum()}, {});
   EXPECT_TRUE(at::equal(weight.grad(), at::ones({2, 3}, at::kDouble)));
@@ -98,7 +105,7 @@ TEST(DetachedCall, KeepsNoGraphOutsideOfGradMode) {
   Notes notes;
   const auto results = detached_call(
       0, {leaf(0)},
-      [&](const TensorList& inputs) { return block({inputs[0], weight}, weight); },
+      [&](const TensorList& inputs) { return block({inputs[0], weight}, weight); }, {},
       notes);
   EXPECT_FALSE(results[0].requires_grad());
   EXPECT_EQ(notes.text, "F0F1");
@@ -111,17 +118,44 @@ TEST(DetachedCall, PassesResultsWithoutGradientThrough) {
       [](const TensorList& inputs) {
         return TensorList{inputs[0].argmax(), inputs[0]};
       },
-      notes);
+      {}, notes);
   EXPECT_FALSE(results[0].requires_grad());
   EXPECT_TRUE(results[1].requires_grad());
 }
 
+TEST(DetachedCall, RunsAgainOnItsInputsAtItsBackward) {
+  Notes notes;
+  const auto x = leaf(0);
+  TensorList seen;
+  const auto results = detached_call(
+      0, {x}, [](const TensorList& inputs) { return TensorList{inputs[0].exp()}; },
+      [&](const TensorList& inputs) {
+        EXPECT_TRUE(c10::GradMode::is_enabled());
+        EXPECT_EQ(notes.text, "F0F1B0");
+        seen = inputs;
+      },
+      notes);
+  EXPECT_TRUE(seen.empty());
+  torch::autograd::backward({results[0].sum()}, {});
+  ASSERT_EQ(seen.size(), 1);
+  EXPECT_TRUE(at::equal(seen[0], x));
+  EXPECT_TRUE(seen[0].requires_grad());
+}
+
+TEST(DetachedCall, KeepsNoResultAlive) {
+  Notes notes;
+  auto results = detached_call(
+      0, {leaf(0)},
+      [](const TensorList& inputs) { return TensorList{inputs[0].mul(2)}; }, {}, notes);
+  EXPECT_EQ(results[0].storage().use_count(), 1);
+}
+
 TEST(DetachedCall, RefusesToRecomputeFromChangedInputs) {
-  Notes notes(/*recompute=*/true);
+  Notes notes;
   const auto x = leaf(0).mul(2);
   const auto results = detached_call(
       0, {x}, [](const TensorList& inputs) { return TensorList{inputs[0].exp()}; },
-      notes);
+      [](const TensorList& /*inputs*/) {}, notes);
   x.mul_(2);
   try {
     torch::autograd::backward({results[0].sum()}, {});

@@ -24,6 +24,14 @@ at::Tensor leaf(double start) {
   return value;
 }
 
+torch::autograd::edge_list edges_of(const TensorList& outputs) {
+  torch::autograd::edge_list edges;
+  for (const auto& output : outputs) {
+    edges.push_back(torch::autograd::impl::gradient_edge(output));
+  }
+  return edges;
+}
+
 using Function =
     std::function<TensorList(const TensorList& inputs, const TensorList& w)>;
 
@@ -48,7 +56,7 @@ Result run(const Function& function, bool split) {
     for (const auto& input : inputs) result.inputs.push_back(input.grad());
   } else {
     std::unique_ptr<RestOfBackward> rest;
-    result.inputs = split_backward(outputs, gradients, inputs, &rest);
+    result.inputs = split_backward(edges_of(outputs), gradients, inputs, &rest);
     for (const auto& each : {weights, inputs}) {
       for (const auto& untouched : each) {
         EXPECT_TRUE(untouched.grad().eq(1).all().item<bool>());
@@ -156,7 +164,7 @@ TEST(SplitBackward, FreesWhatOnlyTheFirstHalfNeeds) {
   const auto storage = output.storage().use_count();
   std::unique_ptr<RestOfBackward> rest;
   const auto kept = output.detach();
-  split_backward({output}, {at::ones_like(kept)}, {x}, &rest);
+  split_backward(edges_of({output}), {at::ones_like(kept)}, {x}, &rest);
   output.reset();
   middle.reset();
   EXPECT_LE(kept.storage().use_count(), storage);

@@ -56,21 +56,6 @@ UNSUPPORTED = {
         ],
     ),
     "compile.enable": (["--compile.enable"], ["--compile.components=model"]),
-    "activation_checkpoint.determinism_check": (
-        [
-            "--activation_checkpoint.mode=full",
-            "--activation_checkpoint.determinism_check=none",
-        ],
-        ["--activation_checkpoint.determinism_check=none"],
-    ),
-    "activation_checkpoint.early_stop": (
-        ["--activation_checkpoint.mode=full", "--activation_checkpoint.early_stop"],
-        ["--activation_checkpoint.early_stop"],
-    ),
-    "activation_checkpoint.debug": (
-        ["--activation_checkpoint.mode=full", "--activation_checkpoint.debug"],
-        ["--activation_checkpoint.debug"],
-    ),
     "checkpoint.async_mode": (
         ["--checkpoint.enable", "--checkpoint.async_mode=async"],
         ["--checkpoint.async_mode=async_with_pinned_mem"],

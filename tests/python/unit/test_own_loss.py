@@ -55,8 +55,7 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
             device=device,
             reshard_after_forward="default",
             overlap_depth=1,
-            recompute="full",
-            recompute_every=1,
+            recompute=_C.parallel.Recompute(mode="full"),
             num_microbatches=1,
             early_optimizer_step=False,
         )

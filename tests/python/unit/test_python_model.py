@@ -32,6 +32,7 @@ LAYOUTS = [
     Layout(replicas=2, microbatches=3),
     Layout(shards=2, reshard="always"),
     Layout(shards=2, microbatches=3, recompute="full"),
+    Layout(shards=2, microbatches=2, recompute="per_operation"),
     Layout(shards=3, microbatches=2),
     Layout(shards=3, reshard="never", recompute="selective"),
     Layout(shards=2, replicas=2, microbatches=3, recompute="full"),

@@ -163,12 +163,16 @@ def run(
             device=torch.device("cpu"),
             reshard_after_forward=layout.reshard,
             overlap_depth=1,
-            recompute=layout.recompute,
-            recompute_every=2,
+            recompute=_C.parallel.Recompute(mode=layout.recompute, every=2),
             num_microbatches=layout.microbatches,
             early_optimizer_step=False,
         )
-        python.bind(applied.groups, applied.recompute, device=torch.device("cpu"))
+        python.bind(
+            applied.groups,
+            applied.recompute,
+            device=torch.device("cpu"),
+            recomputed_modules=[] if layout.recompute == "per_operation" else None,
+        )
         load_whole(applied.groups, whole)
         step = _C.train.Step(
             core,

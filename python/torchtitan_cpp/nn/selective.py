@@ -1,0 +1,111 @@
+"""Which results of a Python layer are kept when it runs again by operation.
+
+The list is torchtitan's: attention, sums over ranks, and every second matrix product.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    create_selective_checkpoint_contexts,
+)
+
+from torchtitan_cpp.nn.recomputation import Contexts
+
+_PRODUCTS = ("aten.mm", "aten.linear")
+_KEPT = (
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_attention_math",
+    "aten._scaled_dot_product_fused_attention_overrideable",
+    "_c10d_functional.reduce_scatter_tensor",
+    "_c10d_functional.all_to_all_single",
+    "aten.max",
+    "torch_attn._varlen_attn",
+)
+_KEPT_HIGHER_ORDER = ("flex_attention", "inductor_compiled_code")
+
+
+def _name(operation: Any) -> str:
+    """ "aten.mm" for every overload."""
+    packet = getattr(operation, "overloadpacket", operation)
+    return str(packet).removeprefix("torch.ops.")
+
+
+def recomputed_shapes(
+    layer_name: str, layer: nn.Module, modules: Sequence[str]
+) -> frozenset[tuple[int, int]]:
+    """(in, out) of each linear module with one of ``modules`` in its name.
+
+    Raises:
+        ValueError: if another kind of module has such a name.
+    """
+    shapes = set()
+    for name, module in layer.named_modules():
+        full = f"{layer_name}.{name}" if name else layer_name
+        if not any(part in full for part in modules):
+            continue
+        if not isinstance(module, nn.Linear):
+            raise ValueError(
+                "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns: "
+                f"expected parts of names of linear modules, found one in '{full}', "
+                "which is none"
+            )
+        shapes.add((module.in_features, module.out_features))
+    return frozenset(shapes)
+
+
+def contexts_by_operation(
+    recomputed: frozenset[tuple[int, int]],
+) -> Callable[[], Contexts]:
+    """Contexts around the two runs of a layer; ``recomputed`` are shapes of weights."""
+
+    def make() -> Contexts:
+        counts: dict[bool, int] = defaultdict(int)
+
+        def policy(
+            context: SelectiveCheckpointContext, operation: Any, *args: Any, **kw: Any
+        ) -> CheckpointPolicy:
+            name = _name(operation)
+            if name == "aten._to_copy" and _moves_to_host(args, kw):
+                return CheckpointPolicy.MUST_SAVE
+            if name in _PRODUCTS:
+                weight = args[1].shape
+                shape = tuple(weight) if name == "aten.mm" else tuple(weight)[::-1]
+                if shape in recomputed:
+                    return CheckpointPolicy.PREFER_RECOMPUTE
+                counts[context.is_recompute] += 1
+                if counts[context.is_recompute] % 2 == 0:
+                    return CheckpointPolicy.PREFER_RECOMPUTE
+                return CheckpointPolicy.MUST_SAVE
+            kept = name in _KEPT or name in _KEPT_HIGHER_ORDER
+            return (
+                CheckpointPolicy.MUST_SAVE
+                if kept
+                else CheckpointPolicy.PREFER_RECOMPUTE
+            )
+
+        contexts: Contexts = create_selective_checkpoint_contexts(  # type: ignore[no-untyped-call]
+            policy
+        )
+        return contexts
+
+    return make
+
+
+def _moves_to_host(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    source = args[0]
+    return (
+        isinstance(source, torch.Tensor)
+        and source.device.type == "cuda"
+        and str(kwargs.get("device")) == "cpu"
+    )
