@@ -4,6 +4,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include "nn/attention_kernel.h"
 #include "nn/detached_call.h"
 #include "nn/initialize.h"
 #include "nn/loss_segment.h"
@@ -69,6 +70,16 @@ void bind_nn(py::module_ module) {
           "Run `function` on detached inputs as a segment, with `again`, if not None, at "
           "its Recompute, and let the program go on to "
           "the next one. The results have one node of the caller's graph behind them.");
+  py::class_<nn::AttentionKernel, std::shared_ptr<nn::AttentionKernel>>(
+      module, "AttentionKernel",
+      "How queries meet keys, and which tokens of each sequence are here.")
+      .def_property_readonly("ranks", &nn::AttentionKernel::ranks,
+                             "Ranks that share each sequence.")
+      .def(
+          "deal", &nn::AttentionKernel::deal, py::arg("batch"),
+          "This rank's tokens of `input` and `labels` [B, S]; the rest of the batch as "
+          "it is.");
+  module.def("local_attention", &nn::local_attention, "Whole sequences on this rank.");
   py::class_<nn::ParameterSpec>(module, "ParameterSpec",
                                 "Name, shape and initial distribution of a parameter.")
       .def_readonly("name", &nn::ParameterSpec::name)

@@ -2,18 +2,15 @@
 
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "ops/cross_entropy.h"
-#include "ops/simd/kernels.h"
+#include "ops/fused_dtype.h"
 
 namespace torchtitan::ops::fused {
 namespace {
@@ -25,66 +22,8 @@ constexpr int64_t kBlocks = 32;
 
 using simd::Wide;
 
-template <class T>
-struct Of {
-  using type = T;
-};
-
-template <class Run>
-void with_type(const at::Tensor& x, const Run& run) {
-  TORCH_CHECK(takes(x), "fused: expected bfloat16, float32 or float64 on a CPU, got ",
-              x.scalar_type(), " on ", x.device());
-  if (x.scalar_type() == at::kBFloat16) return run(Of<simd::BFloat16>{});
-  if (x.scalar_type() == at::kFloat) return run(Of<float>{});
-  run(Of<double>{});
-}
-
-// Working memory of attention: a row for each of torch's threads, found by its number.
-// Made on meta too, so that what is measured there is what a run takes.
-enum class Pass { kForward, kBackward };
-at::Tensor attention_scratch(Pass pass, const simd::AttentionShape& shape,
-                             const at::Tensor& like) {
-  int64_t row = 0;
-  with_type(like, [&]<class T>(Of<T>) {
-    const auto& kernels = simd::best<T>();
-    row = pass == Pass::kForward ? kernels.attention_scratch(shape)
-                                 : kernels.attention_backward_scratch(shape);
-  });
-  return at::empty({at::get_num_threads(), row}, wide_options(like));
-}
-
-template <class Run>
-void for_dtype(const at::Tensor& x, const Run& run) {
-  with_type(x, [&](auto of) {
-    if (!x.is_meta()) run(of);  // on meta there are shapes only, and run fills memory
-  });
-}
-
-template <class T>
-T* data(const at::Tensor& x) {
-  TORCH_INTERNAL_ASSERT(x.is_contiguous());
-  if constexpr (std::is_same_v<T, simd::BFloat16>) {
-    return reinterpret_cast<T*>(x.mutable_data_ptr<at::BFloat16>());
-  } else {
-    return x.mutable_data_ptr<T>();
-  }
-}
-
-template <class T>
-T* data_or_null(const at::Tensor& x) {
-  return x.defined() ? data<T>(x) : nullptr;
-}
-
 int64_t grain(int64_t elements_per_item) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_per_item));
-}
-
-simd::AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k) {
-  return {.tokens = q.size(1),
-          .head_dim = q.size(3),
-          .query_stride = q.size(2) * q.size(3),
-          .key_stride = k.size(2) * k.size(3),
-          .scale = 1 / std::sqrt(static_cast<double>(q.size(3)))};
 }
 
 }  // namespace
@@ -175,22 +114,22 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids,
   });
 }
 
-void rope_(const at::Tensor& x, const RopeTable& table, Turn turn) {
+void rope_(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions,
+           Turn turn) {
   const int64_t heads = x.size(2);
   const int64_t head_dim = x.size(3);
   const int64_t seq_len = x.size(1);
-  TORCH_CHECK_VALUE(seq_len <= table.cos.size(0) && head_dim == 2 * table.cos.size(1),
-                    "rope_: x must be [B, S <= ", table.cos.size(0), ", H, ",
-                    2 * table.cos.size(1), "], got shape ", x.sizes());
+  check_rope(x, table, positions);
   for_dtype(x, [&]<class T>(Of<T>) {
     auto* values = data<T>(x);
     auto *cos = data<Wide<T>>(table.cos), *sin = data<Wide<T>>(table.sin);
+    const auto* position = positions.const_data_ptr<int64_t>();
     const auto sign = turn == Turn::kForward ? Wide<T>(1) : Wide<T>(-1);
     at::parallel_for(0, x.size(0) * seq_len, grain(heads * head_dim),
                      [&](int64_t begin, int64_t end) {
                        simd::best<T>().rope(values + begin * heads * head_dim, cos, sin,
-                                            sign, begin, end - begin, seq_len, heads,
-                                            head_dim);
+                                            sign, position, begin, end - begin, seq_len,
+                                            heads, head_dim);
                      });
   });
 }
@@ -241,58 +180,6 @@ double cross_entropy_(const at::Tensor& logits, const at::Tensor& labels,
         });
   });
   return std::accumulate(sums.begin(), sums.end(), 0.0);
-}
-
-void causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                      const at::Tensor& o, const at::Tensor& lse) {
-  const auto shape = shape_of(q, k);
-  const int64_t heads = q.size(2), tokens = shape.tokens, dim = shape.head_dim;
-  const int64_t share = heads / k.size(2);
-  const auto scratch = attention_scratch(Pass::kForward, shape, q);
-  for_dtype(q, [&]<class T>(Of<T>) {
-    const auto& kernels = simd::best<T>();
-    auto *const memory = data<Wide<T>>(scratch), *const sums = data<Wide<T>>(lse);
-    auto *query = data<T>(q), *key = data<T>(k), *value = data<T>(v), *out = data<T>(o);
-    at::parallel_for(0, q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
-      auto* const own = memory + at::get_thread_num() * scratch.size(1);
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t row = unit / heads * tokens, head = unit % heads;
-        const int64_t at = row * shape.query_stride + head * dim;
-        const int64_t from = row * shape.key_stride + head / share * dim;
-        kernels.attention(shape, query + at, key + from, value + from, out + at,
-                          sums + unit * tokens, own);
-      }
-    });
-  });
-}
-
-void causal_attention_backward(const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const at::Tensor& o,
-                               const at::Tensor& lse, const at::Tensor& d_o,
-                               const at::Tensor& dq, const at::Tensor& dk,
-                               const at::Tensor& dv) {
-  const auto shape = shape_of(q, k);
-  const int64_t groups = k.size(2), tokens = shape.tokens, dim = shape.head_dim;
-  const int64_t share = q.size(2) / groups;
-  const auto scratch = attention_scratch(Pass::kBackward, shape, q);
-  for_dtype(q, [&]<class T>(Of<T>) {
-    const auto& kernels = simd::best<T>();
-    auto *const memory = data<Wide<T>>(scratch), *const sums = data<Wide<T>>(lse);
-    auto *query = data<T>(q), *key = data<T>(k), *value = data<T>(v), *out = data<T>(o),
-         *d_out = data<T>(d_o), *d_query = data<T>(dq), *d_key = data<T>(dk),
-         *d_value = data<T>(dv);
-    at::parallel_for(0, q.size(0) * groups, 1, [&](int64_t begin, int64_t end) {
-      auto* const own = memory + at::get_thread_num() * scratch.size(1);
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t row = unit / groups * tokens, group = unit % groups;
-        const int64_t at = row * shape.query_stride + group * share * dim;
-        const int64_t from = row * shape.key_stride + group * dim;
-        kernels.attention_backward(shape, share, query + at, key + from, value + from,
-                                   out + at, sums + unit * share * tokens, d_out + at,
-                                   d_query + at, d_key + from, d_value + from, own);
-      }
-    });
-  });
 }
 
 }  // namespace torchtitan::ops::fused

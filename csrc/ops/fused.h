@@ -1,7 +1,7 @@
 // The kernels of ops/simd on tensors, spread over torch's threads: contiguous bfloat16,
 // float32 or float64 CPU tensors of one dtype, without autograd. Results do not depend
 // on the number of threads; on meta they take the same memory and compute nothing. N
-// tokens, E width, H query heads, G key heads, D head dim.
+// tokens, E width, H heads, D head dim. Attention is in ops/fused_attention.h.
 //
 // On bfloat16 the arithmetic is float32: each number that is stored was rounded once,
 // and what is summed over a row, a head or the tokens is never rounded in between.
@@ -42,8 +42,10 @@ void embedding_backward(const at::Tensor& dy, const at::Tensor& ids,
                         const at::Tensor& dweight);
 
 enum class Turn { kForward, kBackward };
-// x [B, S, H, D], in place, by a wide table; kBackward rotates the other way.
-void rope_(const at::Tensor& x, const RopeTable& table, Turn turn);
+// x [B, S, H, D] with tokens at positions [S], int64, in place, by a wide table;
+// kBackward rotates the other way.
+void rope_(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions,
+           Turn turn);
 
 // out = silu(gate) * up.
 void swiglu(const at::Tensor& gate, const at::Tensor& up, const at::Tensor& out);
@@ -56,16 +58,5 @@ enum class Gradient { kNone, kInPlace };
 // kInPlace the logits become the gradient of the sum.
 double cross_entropy_(const at::Tensor& logits, const at::Tensor& labels,
                       Gradient gradient);
-
-// q, o [B, S, H, D]; k, v [B, S, G, D]; lse [B, H, S], wide; scores scaled by
-// 1 / sqrt(D).
-void causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                      const at::Tensor& o, const at::Tensor& lse);
-// Overwrites dq, dk, dv, which may be d_o (or q), k and v.
-void causal_attention_backward(const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const at::Tensor& o,
-                               const at::Tensor& lse, const at::Tensor& d_o,
-                               const at::Tensor& dq, const at::Tensor& dk,
-                               const at::Tensor& dv);
 
 }  // namespace torchtitan::ops::fused

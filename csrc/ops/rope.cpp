@@ -45,14 +45,23 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta,
   return {at::cos(angles).to(options), at::sin(angles).to(options)};
 }
 
-at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table) {
+void check_rope(const at::Tensor& x, const RopeTable& table,
+                const at::Tensor& positions) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) <= table.cos.size(0) &&
                         x.size(3) == 2 * table.cos.size(1),
-                    "apply_rope: x must be [B, S <= ", table.cos.size(0), ", H, ",
+                    "rope: x must be [B, S <= ", table.cos.size(0), ", H, ",
                     2 * table.cos.size(1), "], got shape ", x.sizes());
-  const int64_t length = x.size(1);
-  const auto cos = table.cos.narrow(0, 0, length).unsqueeze(1);  // [S, 1, D / 2]
-  const auto sin = table.sin.narrow(0, 0, length).unsqueeze(1);
+  TORCH_CHECK_VALUE(positions.dim() == 1 && positions.size(0) == x.size(1) &&
+                        positions.scalar_type() == at::kLong,
+                    "rope: positions must be int64 [", x.size(1), "], got ",
+                    positions.scalar_type(), " ", positions.sizes());
+}
+
+at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table,
+                      const at::Tensor& positions) {
+  check_rope(x, table, positions);
+  const auto cos = table.cos.index_select(0, positions).unsqueeze(1);  // [S, 1, D / 2]
+  const auto sin = table.sin.index_select(0, positions).unsqueeze(1);
   const auto pairs = x.to(cos.scalar_type()).unflatten(-1, {-1, 2});
   const auto even = pairs.select(-1, 0);
   const auto odd = pairs.select(-1, 1);

@@ -28,9 +28,15 @@ RopeTable rope_table(int64_t positions, int64_t head_dim, double theta,
                      const at::TensorOptions& options);
 
 // Rotates each pair (x[2i], x[2i+1]) of the last dim by the angle of its position.
-//   x        [B, S, H, D]
-//   table    at least S positions; its dtype is that of the arithmetic
-//   returns  [B, S, H, D], dtype of x
-at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
+//   x          [B, S, H, D]
+//   table      its dtype is that of the arithmetic
+//   positions  [S] int64, each a row of the table
+//   returns    [B, S, H, D], dtype of x
+at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table,
+                      const at::Tensor& positions);
+
+// Throws ValueError where shapes or dtypes of these do not fit together.
+void check_rope(const at::Tensor& x, const RopeTable& table,
+                const at::Tensor& positions);
 
 }  // namespace torchtitan::ops

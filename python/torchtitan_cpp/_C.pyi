@@ -385,7 +385,7 @@ class models:
 
         class Args:
             """Sizes of a Llama 3 model."""
-            def __init__(self, *, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, vocab_size: int, hidden_dim: int, norm_eps: float, rope_theta: float, rope_scaling: models.llama.RopeScaling | None, max_seq_len: int, depth_init: bool, tied_embeddings: bool) -> None: ...
+            def __init__(self, *, dim: int, n_layers: int, n_heads: int, n_kv_heads: int, vocab_size: int, hidden_dim: int, norm_eps: float, rope_theta: float, rope_scaling: models.llama.RopeScaling | None, max_seq_len: int, depth_init: bool, tied_embeddings: bool, document_masks: bool) -> None: ...
             def num_params(self) -> int:
                 """Parameters stored, tied ones once."""
             def flops_per_token(self, seq_len: int) -> int:
@@ -395,13 +395,21 @@ class models:
             """Frequency scaling of Llama 3.1's rotary embedding."""
             def __init__(self, *, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int) -> None: ...
         @staticmethod
-        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, overlap_exchanges: bool, loss_parallel: bool) -> nn.Model:
-            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss, with `overlap_exchanges` exchanging while they multiply."""
+        def build(args: models.llama.Args, *, head: str, device: torch.device, dtype: torch.dtype, tensor_axis: collectives.Group, overlap_exchanges: bool, loss_parallel: bool, attention: nn.AttentionKernel) -> nn.Model:
+            """Segments and parameter groups of Llama 3. `head` is 'loss' (sum of cross-entropy) or 'logits'; `dtype` is that of the rotary arithmetic. The ranks of `tensor_axis` divide each segment's work, with `loss_parallel` also that of the loss, with `overlap_exchanges` exchanging while they multiply. `attention` knows which tokens of each sequence are here."""
         @staticmethod
         def tensor_parallel_misfit(args: models.llama.Args, ranks: int) -> str:
             """Why the model cannot be divided among `ranks`, with the numbers that it can be divided among; empty if it can."""
 
 class nn:
+
+    class AttentionKernel:
+        """How queries meet keys, and which tokens of each sequence are here."""
+        @property
+        def ranks(self) -> int:
+            """Ranks that share each sequence."""
+        def deal(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """This rank's tokens of `input` and `labels` [B, S]; the rest of the batch as it is."""
 
     class Model:
         """A chain of segments and the parameter groups that they use."""
@@ -469,6 +477,9 @@ class nn:
     @staticmethod
     def initial_value(parameter: nn.ParameterSpec, seed: int) -> torch.Tensor:
         """The whole parameter's initial numbers, float32 on the CPU."""
+    @staticmethod
+    def local_attention() -> nn.AttentionKernel:
+        """Whole sequences on this rank."""
     @staticmethod
     def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], nn.Progress], torch.Tensor]) -> nn.Model:
         """A model whose own code calls its segments: `forward(batch, progress)` gives the sum of the loss and passes each segment by `progress.call`. Groups are (name, stays gathered, [(parameter, shape)]), segments (name, [group]); the last segment is what comes after the last call."""

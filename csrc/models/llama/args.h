@@ -21,6 +21,8 @@ struct Args {
   int64_t max_seq_len;   // tokens; length of the rotary table
   bool depth_init;       // initial std of block outputs falls with depth
   bool tied_embeddings;  // the head uses the embedding's weight
+  // Attention stays within documents, whose first tokens the batch tells.
+  bool document_masks = false;
 
   int64_t head_dim() const { return dim / n_heads; }
 

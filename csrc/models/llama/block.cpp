@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "nn/tensor_products.h"
-#include "ops/attention.h"
 #include "ops/fused.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
@@ -36,6 +35,11 @@ TensorList projections(const at::Tensor& x, const TensorList& weights,
   return outputs;
 }
 
+// Undefined where the mask is causal only.
+at::Tensor document_starts(const TensorList& inputs) {
+  return inputs.size() > 1 ? inputs[1] : at::Tensor();
+}
+
 }  // namespace
 
 // What backward needs; the normed inputs and the gated product are computed again.
@@ -43,16 +47,28 @@ TensorList projections(const at::Tensor& x, const TensorList& weights,
 // did not ask for.
 struct Block::Kept final : Saved {
   at::Tensor x_BsE, rstd1_n;
-  at::Tensor q_BSHD, k_BSGD, v_BSGD;  // rotated
-  at::Tensor o_BSHD, lse_BHS;
+  at::Tensor document_starts;
+  nn::AttentionKernel::Operands attended;  // rotated
+  nn::AttentionKernel::Result attention;
   at::Tensor h_nE, rstd2_n;
   at::Tensor gate_NF, up_NF;
 };
 
 Block::Block(std::string name, std::vector<nn::ParameterRef> parameters,
-             const Args& args, ops::RopeTable rope, nn::TensorAxis axis)
-    : AutogradSegment(std::move(name), {"h"}, {"h"}, std::move(parameters)),
-      args_(args), rope_(std::move(rope)), axis_(std::move(axis)) {}
+             const Args& args, ops::RopeTable rope,
+             std::shared_ptr<const nn::AttentionKernel> attention, nn::TensorAxis axis)
+    : AutogradSegment(std::move(name),
+                      args.document_masks
+                          ? std::vector<std::string>{"h", "document_starts"}
+                          : std::vector<std::string>{"h"},
+                      {"h"}, std::move(parameters)),
+      args_(args), rope_(std::move(rope)), attention_(std::move(attention)),
+      axis_(std::move(axis)) {}
+
+nn::TokenPlaces Block::places(const at::Tensor& x,
+                              const at::Tensor& document_starts) const {
+  return attention_->places(x.size(1) * axis_.size(), document_starts, x.device());
+}
 
 at::Tensor Block::heads(const at::Tensor& x) const {
   return x.unflatten(-1, {-1, args_.head_dim()});
@@ -65,9 +81,10 @@ TensorList Block::compute(const TensorList& inputs, const TensorList& w) const {
   };
   const auto qkv = nn::gathered_linear(normed(x_BsE, kAttentionNorm),
                                        {w[kWq], w[kWk], w[kWv]}, axis_);
-  const auto q_BSHD = ops::apply_rope(heads(qkv[0]), rope_);
-  const auto k_BSGD = ops::apply_rope(heads(qkv[1]), rope_);
-  const auto o_BSE = ops::causal_attention(q_BSHD, k_BSGD, heads(qkv[2])).flatten(2);
+  const auto here = places(x_BsE, document_starts(inputs));
+  const auto q_BSHD = ops::apply_rope(heads(qkv[0]), rope_, here.own);
+  const auto k_BSGD = ops::apply_rope(heads(qkv[1]), rope_, here.own);
+  const auto o_BSE = attention_->attend(q_BSHD, k_BSGD, heads(qkv[2]), here).flatten(2);
   const auto h_BsE = x_BsE.add(nn::linear_sum(o_BSE, w[kWo], axis_));
 
   const auto gate_up =
@@ -82,7 +99,8 @@ nn::Flops Block::flops(const TensorList& inputs, const TensorList& w) const {
     weights += w[slot].numel();
   }
   const int64_t length = inputs[0].size(1) * axis_.size();
-  const int64_t of_token = 2 * weights + 4 * w[kWq].size(0) * length;
+  const int64_t keys = length * attention_->ranks();
+  const int64_t of_token = 2 * weights + 4 * w[kWq].size(0) * keys;
   const int64_t forward = inputs[0].size(0) * length * of_token;
   int64_t again = forward;
   if (is_hand_written(inputs[0], w)) {
@@ -122,7 +140,7 @@ std::vector<nn::Operation> Block::operations(const nn::BatchShape& batch) const 
                     .weight = std::nullopt,
                     .is_summed_over_ranks = false,
                     .bytes = tokens * (query * size + query / args_.head_dim() * wide),
-                    .flops = 4 * tokens * batch.length * query};
+                    .flops = 4 * tokens * batch.length * attention_->ranks() * query};
   all[kH] = product("attention.wo", kWo, args_.dim);
   all[kH].is_summed_over_ranks = axis_.is_split();
   all[kH].bytes /= axis_.size();
@@ -139,6 +157,20 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
     axis_.note(exchanges, verb, x.numel() * axis_.size(), x.options());
   };
   nn::Exchanges result;
+  const nn::AttentionSizes sizes = {.rows = x.size(0),
+                                    .tokens = x.size(1) * axis_.size(),
+                                    .query_width = w[kWq].size(0),
+                                    .key_width = w[kWk].size(0),
+                                    .options = x.options()};
+  const auto append = [](std::vector<plan::Exchange>& to,
+                         const std::vector<plan::Exchange>& more) {
+    to.insert(to.end(), more.begin(), more.end());
+  };
+  append(result.forward,
+         attention_->enter_exchanges(sizes, sizes.query_width + 2 * sizes.key_width));
+  append(result.forward, attention_->forward_exchanges(sizes));
+  append(result.backward, attention_->backward_exchanges(sizes));
+  append(result.backward_input, attention_->backward_exchanges(sizes));
   for (int half = 0; half < 2; ++half) {
     note(result.forward, Verb::kGatherStretches);
     note(result.forward, Verb::kSumScatterStretches);
@@ -155,7 +187,16 @@ nn::Exchanges Block::exchanges(const TensorList& inputs, const TensorList& w) co
     return !together || !std::all_of(results.begin(), results.end(),
                                      [&](Result each) { return keeps(each); });
   };
-  if (again({kQ, kK, kV})) note(result.recompute, Verb::kGatherStretches);
+  const int64_t entering = (again({kQ}) ? sizes.query_width : 0) +
+                           (again({kK}) ? sizes.key_width : 0) +
+                           (again({kV}) ? sizes.key_width : 0);
+  if (entering > 0) {
+    note(result.recompute, Verb::kGatherStretches);
+    append(result.recompute, attention_->enter_exchanges(sizes, entering));
+  }
+  if (again({kAttended})) {
+    append(result.recompute, attention_->forward_exchanges(sizes));
+  }
   if (again({kH})) note(result.recompute, Verb::kSumScatterStretches);
   if (again({kGate, kUp})) note(result.recompute, Verb::kGatherStretches);
   if (!together) note(result.recompute, Verb::kSumScatterStretches);
@@ -180,7 +221,10 @@ bool Block::is_hand_written(const at::Tensor& x, const TensorList& parameters) c
                      });
 }
 
-at::Tensor Block::complete(Kept& kept, const at::Tensor& x, const TensorList& w) const {
+at::Tensor Block::complete(Kept& kept, const TensorList& inputs,
+                           const TensorList& w) const {
+  const auto& x = inputs[0];
+  kept.document_starts = document_starts(inputs);
   kept.x_BsE = x.contiguous();
   const auto x_nE = tokens(kept.x_BsE);
   const auto normed_nE = at::empty_like(x_nE);
@@ -204,31 +248,36 @@ at::Tensor Block::complete(Kept& kept, const at::Tensor& x, const TensorList& w)
     missing_weights.clear();
   };
 
-  const bool turn_q = !kept.q_BSHD.defined(), turn_k = !kept.k_BSGD.defined();
-  want(kept.q_BSHD, kWq);
-  want(kept.k_BSGD, kWk);
-  want(kept.v_BSGD, kWv);
+  auto& attended = kept.attended;
+  nn::AttentionKernel::Operands fresh;
+  const auto want_fresh = [&](const at::Tensor& had, at::Tensor& result,
+                              BlockSlot weight) {
+    if (!had.defined()) want(result, weight);
+  };
+  want_fresh(attended.q, fresh.q, kWq);
+  want_fresh(attended.k, fresh.k, kWk);
+  want_fresh(attended.v, fresh.v, kWv);
+  const auto here = places(x, kept.document_starts);
   if (!missing.empty()) {
-    const auto fresh = missing;
     norm(x_nE, {}, kAttentionNorm, kept.rstd1_n);
     project();
-    for (auto* each : fresh) {
+    for (auto* each : {&fresh.q, &fresh.k, &fresh.v}) {
+      if (!each->defined()) continue;
       *each = each->view({x.size(0), x.size(1) * axis_.size(), -1, args_.head_dim()});
+      if (each != &fresh.v) fused::rope_(*each, rope_, here.own, fused::Turn::kForward);
     }
-    if (turn_q) fused::rope_(kept.q_BSHD, rope_, fused::Turn::kForward);
-    if (turn_k) fused::rope_(kept.k_BSGD, rope_, fused::Turn::kForward);
+    fresh = attention_->enter(std::move(fresh));
+    if (fresh.q.defined()) attended.q = std::move(fresh.q);
+    if (fresh.k.defined()) attended.k = std::move(fresh.k);
+    if (fresh.v.defined()) attended.v = std::move(fresh.v);
   }
-  const auto& q = kept.q_BSHD;
-  if (!kept.o_BSHD.defined()) {
-    kept.o_BSHD = at::empty_like(q);
-    kept.lse_BHS =
-        at::empty({q.size(0), q.size(2), q.size(1)}, fused::wide_options(x_nE));
-    fused::causal_attention(q, kept.k_BSGD, kept.v_BSGD, kept.o_BSHD, kept.lse_BHS);
+  if (!kept.attention.o.defined()) {
+    kept.attention = attention_->forward(attended, here);
   }
 
   const bool is_fresh = !kept.h_nE.defined();
   if (is_fresh) {
-    kept.h_nE = nn::product_sum(tokens(kept.o_BSHD.flatten(2)), w[kWo], axis_);
+    kept.h_nE = nn::product_sum(tokens(kept.attention.o.flatten(2)), w[kWo], axis_);
   }
   want(kept.gate_NF, kW1);
   want(kept.up_NF, kW3);
@@ -253,7 +302,7 @@ TensorList Block::forward(const TensorList& inputs, const TensorList& w,
   if (!is_hand_written(inputs[0], w)) return AutogradSegment::forward(inputs, w, saved);
   const c10::AutoGradMode off(false);
   auto kept = std::make_unique<Kept>();
-  const auto normed_nE = complete(*kept, inputs[0], w);
+  const auto normed_nE = complete(*kept, inputs, w);
   // Where nothing is kept the product may take the gate's place.
   auto outputs =
       finish(*kept, saved == nullptr ? kept->gate_NF : at::empty_like(kept->gate_NF),
@@ -269,17 +318,14 @@ TensorList Block::forward_for_recompute(const TensorList& inputs, const TensorLi
   }
   const c10::AutoGradMode off(false);
   auto all = std::make_unique<Kept>();
-  const auto normed_nE = complete(*all, inputs[0], w);
+  const auto normed_nE = complete(*all, inputs, w);
   auto outputs = finish(
       *all, keeps(kGate) ? at::empty_like(all->gate_NF) : all->gate_NF, normed_nE, w);
   all->x_BsE.reset();
-  if (!keeps(kQ)) all->q_BSHD.reset();
-  if (!keeps(kK)) all->k_BSGD.reset();
-  if (!keeps(kV)) all->v_BSGD.reset();
-  if (!keeps(kAttended)) {
-    all->o_BSHD.reset();
-    all->lse_BHS.reset();
-  }
+  if (!keeps(kQ)) all->attended.q.reset();
+  if (!keeps(kK)) all->attended.k.reset();
+  if (!keeps(kV)) all->attended.v.reset();
+  if (!keeps(kAttended)) all->attention = {};
   if (!keeps(kH)) all->h_nE.reset();
   if (!keeps(kGate)) all->gate_NF.reset();
   if (!keeps(kUp)) all->up_NF.reset();
@@ -300,7 +346,7 @@ void Block::recompute(const TensorList& inputs, const TensorList& w,
   }
   const c10::AutoGradMode off(false);
   if (!kept) kept = std::make_unique<Kept>();
-  complete(static_cast<Kept&>(*kept), inputs[0], w);
+  complete(static_cast<Kept&>(*kept), inputs, w);
   *saved = std::move(kept);
 }
 
@@ -336,7 +382,8 @@ void Block::backward_weight(std::unique_ptr<Saved> rest, const TensorList& w) {
 
 TensorList Block::backward(Kept& kept, const at::Tensor& dy, const TensorList& w,
                            nn::WeightProducts& products) const {
-  if (!dy.defined()) return {at::Tensor()};
+  TensorList d_inputs(inputs().size());
+  if (!dy.defined()) return d_inputs;
   const c10::AutoGradMode off(false);
   const TensorList norms = {w[kAttentionNorm].grad(), w[kFfnNorm].grad()};
   const TensorList partial_norms = {axis_.partial_gradient(norms[0]),
@@ -367,22 +414,23 @@ TensorList Block::backward(Kept& kept, const at::Tensor& dy, const TensorList& w
   kept.up_NF.reset();
   kept.h_nE.reset();
 
-  // Attention. The gradients take the places of do, k and v.
-  const auto do_BSHD = at::empty_like(kept.q_BSHD);
+  // Attention.
+  const auto& o_BSHD = kept.attention.o;
+  auto do_BSHD = at::empty_like(o_BSHD);
   auto dh_NE =
       nn::product_sum_backward_(tokens(do_BSHD.flatten(2)), dh_nE, w[kWo], axis_);
   if (products.are_kept()) normed_nE = at::empty_like(x_nE);
   fused::rms_norm_again(x_nE, w[kAttentionNorm], kept.rstd1_n, normed_nE);
   normed_NE = products.gather(normed_nE);
-  products.add(kWo, dh_NE, products.whole(tokens(kept.o_BSHD.flatten(2))));
+  products.add(kWo, dh_NE, products.whole(tokens(o_BSHD.flatten(2))));
   dh_NE.reset();
-  fused::causal_attention_backward(kept.q_BSHD, kept.k_BSGD, kept.v_BSGD, kept.o_BSHD,
-                                   kept.lse_BHS, do_BSHD, do_BSHD, kept.k_BSGD,
-                                   kept.v_BSGD);
-  fused::rope_(do_BSHD, rope_, fused::Turn::kBackward);
-  fused::rope_(kept.k_BSGD, rope_, fused::Turn::kBackward);
-  const TensorList d_qkv = {tokens(do_BSHD.flatten(2)), tokens(kept.k_BSGD.flatten(2)),
-                            tokens(kept.v_BSGD.flatten(2))};
+  const auto here = places(kept.x_BsE, kept.document_starts);
+  const auto d_in = attention_->backward(kept.attended, here, kept.attention, do_BSHD);
+  do_BSHD.reset();
+  fused::rope_(d_in.q, rope_, here.own, fused::Turn::kBackward);
+  fused::rope_(d_in.k, rope_, here.own, fused::Turn::kBackward);
+  const TensorList d_qkv = {tokens(d_in.q.flatten(2)), tokens(d_in.k.flatten(2)),
+                            tokens(d_in.v.flatten(2))};
   dx_nE = nn::gathered_products_backward(d_qkv, {w[kWq], w[kWk], w[kWv]}, axis_);
   constexpr BlockSlot kSlots[] = {kWq, kWk, kWv};
   for (size_t i = 0; i < d_qkv.size(); ++i)
@@ -391,7 +439,8 @@ TensorList Block::backward(Kept& kept, const at::Tensor& dy, const TensorList& w
   fused::rms_norm_backward(d_nE, 1.0, x_nE, w[kAttentionNorm], kept.rstd1_n, dh_nE,
                            d_nE, partial_norms[0]);
   axis_.add_sums_(norms, partial_norms);
-  return {d_nE.view_as(kept.x_BsE)};
+  d_inputs[0] = d_nE.view_as(kept.x_BsE);
+  return d_inputs;
 }
 
 }  // namespace torchtitan::models::llama

@@ -5,13 +5,19 @@
 // passes: they keep only what is dear to compute again, reuse their buffers and add
 // each weight gradient straight into its buffer.
 //
+// Which tokens meet in attention, and at which positions they stand, is the attention
+// kernel's affair (nn/attention_kernel.h).
+//
 // Over a tensor axis each rank has some of the heads and of the feed-forward width, and
 // outside of the products some of the tokens (nn/tensor_axis.h): both products of a
 // half begin with a gather of the normed tokens and end with a sum that deals tokens
 // out.
 #pragma once
 
+#include <memory>
+
 #include "models/llama/args.h"
+#include "nn/attention_kernel.h"
 #include "nn/segment.h"
 #include "nn/tensor_axis.h"
 #include "nn/weight_products.h"
@@ -24,9 +30,11 @@ enum BlockSlot : size_t { kWq, kWk, kWv, kWo, kW1, kW2, kW3, kAttentionNorm, kFf
 class Block final : public nn::AutogradSegment {
  public:
   Block(std::string name, std::vector<nn::ParameterRef> parameters, const Args& args,
-        ops::RopeTable rope, nn::TensorAxis axis);
+        ops::RopeTable rope, std::shared_ptr<const nn::AttentionKernel> attention,
+        nn::TensorAxis axis);
 
-  // h [B, S / ranks, dim] -> h
+  // h [B, s, dim] -> h; with args.document_masks also document_starts [B, S] int64:
+  // for each position of the whole sequence the first one of its document.
   nn::TensorList compute(const nn::TensorList& inputs,
                          const nn::TensorList& parameters) const override;
   nn::TensorList forward(const nn::TensorList& inputs, const nn::TensorList& parameters,
@@ -61,7 +69,7 @@ class Block final : public nn::AutogradSegment {
 
   // Computes what `kept` lacks of all that backward needs. Returns the place of a
   // normed input, free to be used.
-  at::Tensor complete(Kept& kept, const at::Tensor& x,
+  at::Tensor complete(Kept& kept, const nn::TensorList& inputs,
                       const nn::TensorList& parameters) const;
   nn::TensorList finish(const Kept& kept, const at::Tensor& gated,
                         const at::Tensor& output,
@@ -69,11 +77,13 @@ class Block final : public nn::AutogradSegment {
   nn::TensorList backward(Kept& kept, const at::Tensor& dy,
                           const nn::TensorList& parameters,
                           nn::WeightProducts& products) const;
+  nn::TokenPlaces places(const at::Tensor& x, const at::Tensor& document_starts) const;
   bool is_hand_written(const at::Tensor& x, const nn::TensorList& parameters) const;
   at::Tensor heads(const at::Tensor& x) const;
 
   Args args_;
   ops::RopeTable rope_;
+  std::shared_ptr<const nn::AttentionKernel> attention_;
   nn::TensorAxis axis_;
 };
 

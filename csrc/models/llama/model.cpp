@@ -84,7 +84,8 @@ nn::Model build(const Args& args, const BuildOptions& options) {
       parameters.push_back({layer + 1, static_cast<int64_t>(slot)});
     }
     model.segments.push_back(std::make_shared<Block>(group.name, std::move(parameters),
-                                                     args, rope, options.axis));
+                                                     args, rope, options.attention,
+                                                     options.axis));
   }
   const int64_t last = args.n_layers + 1;
   const ParameterRef output =

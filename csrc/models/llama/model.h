@@ -4,6 +4,7 @@
 #pragma once
 
 #include "models/llama/args.h"
+#include "nn/attention_kernel.h"
 #include "nn/model.h"
 #include "nn/tensor_axis.h"
 
@@ -21,6 +22,7 @@ struct BuildOptions {
   at::ScalarType dtype;  // of the rotary arithmetic: float32, or float64
   nn::TensorAxis axis;   // the ranks that divide each segment's work
   bool loss_parallel;    // over them, the loss is taken from each one's logits
+  std::shared_ptr<const nn::AttentionKernel> attention = nn::local_attention();
 };
 
 // Segments: tok_embeddings, layers.0 ... layers.N-1, head.

@@ -41,11 +41,29 @@ using Wide = typename WideOf<T>::type;
 
 // One head: element (token, d) lies at token * stride + d.
 struct AttentionShape {
-  int64_t tokens;
+  int64_t queries;
+  int64_t keys;
   int64_t head_dim;
   int64_t query_stride;  // also of outputs and of both gradients of them
   int64_t key_stride;    // of keys and values and their gradients
   double scale;          // of the scores
+};
+
+// Scores exist for this many queries and keys at a time; the keys' a multiple.
+inline constexpr int64_t kQueries = 32;
+inline constexpr int64_t kKeys = 64;
+
+// A query sees the keys at positions first <= key <= last. Each array is padded to
+// whole blocks: queries with last = -1, keys with the largest number.
+struct AttentionBounds {
+  const int32_t* first;
+  const int32_t* last;
+  const int32_t* key;
+};
+
+template <class T>
+struct AttentionGradients {
+  T *q, *k, *v;
 };
 
 template <class T>
@@ -67,9 +85,10 @@ struct Kernels {
                             int64_t rows, int64_t dim);
 
   // Rotates the pairs of `heads` heads in each row by sign * angle, in place; row r is
-  // position (first_row + r) % seq_len; cos and sin are [positions, head_dim / 2].
-  void (*rope)(T* x, const W* cos, const W* sin, W sign, int64_t first_row,
-               int64_t rows, int64_t seq_len, int64_t heads, int64_t head_dim);
+  // at positions[(first_row + r) % seq_len]; cos and sin are [.., head_dim / 2].
+  void (*rope)(T* x, const W* cos, const W* sin, W sign, const int64_t* positions,
+               int64_t first_row, int64_t rows, int64_t seq_len, int64_t heads,
+               int64_t head_dim);
 
   // out = silu(gate) * up.
   void (*swiglu)(const T* gate, const T* up, T* out, int64_t count);
@@ -81,16 +100,30 @@ struct Kernels {
   double (*cross_entropy)(T* logits, const int64_t* labels, int64_t ignored,
                           int64_t rows, int64_t classes, bool keep_gradient);
 
-  // Causal attention of one query head; lse [tokens] is log-sum-exp of its scores.
+  // Attention of one query head to a block of the keys. With `continues`, (sum, lse)
+  // are the output and log-sum-exp over earlier blocks, and become those over all so
+  // far; where `o` is given, the output goes there instead of into sum, which is then
+  // read only. A query that has seen nothing has output 0 and lse -infinity.
   int64_t (*attention_scratch)(const AttentionShape& shape);  // elements of W
-  void (*attention)(const AttentionShape& shape, const T* q, const T* k, const T* v,
-                    T* o, W* lse, W* scratch);
-  // Of all `heads` query heads of one key head; head h lies head_dim * h further, its
-  // lse tokens * h further. Gradients are overwritten.
+  void (*attention)(const AttentionShape& shape, const AttentionBounds& bounds,
+                    const T* q, const T* k, const T* v, W* sum, bool continues, T* o,
+                    W* lse, W* scratch);
+  // delta[token] = sum of o * d_o.
+  void (*attention_delta)(const AttentionShape& shape, const T* o, const T* d_o,
+                          W* delta);
+  // Of all `heads` query heads of one key head, through one block of the keys; head h
+  // lies head_dim * h further, its lse and delta `queries` * h further. lse and delta
+  // are those over all blocks. Gradients are added to `sums`, or, if its members are
+  // null, overwrite `gradients`.
   int64_t (*attention_backward_scratch)(const AttentionShape& shape);
-  void (*attention_backward)(const AttentionShape& shape, int64_t heads, const T* q,
-                             const T* k, const T* v, const T* o, const W* lse,
-                             const T* d_o, T* dq, T* dk, T* dv, W* scratch);
+  void (*attention_backward)(const AttentionShape& shape, const AttentionBounds& bounds,
+                             int64_t heads, const T* q, const T* k, const T* v,
+                             const W* lse, const W* delta, const T* d_o,
+                             const AttentionGradients<T>& gradients,
+                             const AttentionGradients<W>& sums, W* scratch);
+  // How many blocks of scores a forward computes.
+  int64_t (*attention_blocks)(const AttentionShape& shape,
+                              const AttentionBounds& bounds);
 };
 
 // Those that this CPU can run, best first. Never empty.

@@ -107,11 +107,12 @@ struct Pointwise {
     }
   }
 
-  static void rope(X* x, const T* cos, const T* sin, T sign, int64_t first_row,
-                   int64_t rows, int64_t seq_len, int64_t heads, int64_t head_dim) {
+  static void rope(X* x, const T* cos, const T* sin, T sign, const int64_t* positions,
+                   int64_t first_row, int64_t rows, int64_t seq_len, int64_t heads,
+                   int64_t head_dim) {
     const int64_t half = head_dim / 2;
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t position = (first_row + r) % seq_len;
+      const int64_t position = positions[(first_row + r) % seq_len];
       const T* const c = cos + position * half;
       const T* const n = sin + position * half;
       for (int64_t h = 0; h < heads; ++h) {

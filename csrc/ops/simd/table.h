@@ -18,8 +18,10 @@ inline constexpr Kernels<T> kTable = {
     .cross_entropy = &Pointwise<Isa, T>::cross_entropy,
     .attention_scratch = &Attention<Isa, T>::forward_scratch,
     .attention = &Attention<Isa, T>::forward,
+    .attention_delta = &Attention<Isa, T>::delta,
     .attention_backward_scratch = &Attention<Isa, T>::backward_scratch,
     .attention_backward = &Attention<Isa, T>::backward,
+    .attention_blocks = &Attention<Isa, T>::blocks,
 };
 
 }  // namespace torchtitan::ops::simd

@@ -56,6 +56,7 @@ class CppModule(nn.Module):
         tensor_axis: _C.collectives.Group | None = None,
         overlap_exchanges: bool = False,
         loss_parallel: bool = True,
+        attention: _C.nn.AttentionKernel | None = None,
     ) -> _C.nn.Model:
         """The C++ model with a head of "loss" or "logits".
 
@@ -66,6 +67,7 @@ class CppModule(nn.Module):
             tensor_axis: ranks that divide the work of each segment; None: one.
             overlap_exchanges: whether they exchange while they multiply.
             loss_parallel: whether they also divide that of the loss.
+            attention: which tokens of a sequence are here; None: all.
         """
 
     def _make_parent(self, name: str) -> nn.Module:

@@ -132,6 +132,7 @@ class TransformerModelArgs(BaseModelArgs):
             max_seq_len=self.max_seq_len,
             depth_init=self.depth_init,
             tied_embeddings=self.enable_weight_tying,
+            document_masks=False,
         )
 
 

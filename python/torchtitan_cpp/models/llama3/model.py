@@ -33,6 +33,7 @@ class Transformer(CppModule):
         tensor_axis: Group | None = None,
         overlap_exchanges: bool = False,
         loss_parallel: bool = True,
+        attention: _C.nn.AttentionKernel | None = None,
     ) -> _C.nn.Model:
         return _C.models.llama.build(
             self.model_args.to_core(),
@@ -42,4 +43,5 @@ class Transformer(CppModule):
             tensor_axis=tensor_axis or Group("tp"),
             overlap_exchanges=overlap_exchanges,
             loss_parallel=loss_parallel,
+            attention=attention or _C.nn.local_attention(),
         )

@@ -42,6 +42,23 @@ class KernelsTest : public ::testing::Test {
 using Types = ::testing::Types<float, double, BFloat16>;
 TYPED_TEST_SUITE(KernelsTest, Types);
 
+// Positions 0 .. tokens - 1 of queries and of keys.
+struct InOrder {
+  std::vector<int32_t> first, last, key;
+
+  explicit InOrder(int64_t tokens) {
+    const auto padded = static_cast<size_t>((tokens + kKeys - 1) / kKeys * kKeys);
+    first.assign(padded, 0);
+    last.assign(padded, -1);
+    key.assign(padded, std::numeric_limits<int32_t>::max());
+    for (int64_t t = 0; t < tokens; ++t) {
+      last[static_cast<size_t>(t)] = key[static_cast<size_t>(t)] =
+          static_cast<int32_t>(t);
+    }
+  }
+  AttentionBounds bounds() const { return {first.data(), last.data(), key.data()}; }
+};
+
 template <class T>
 struct Heads {
   AttentionShape shape;
@@ -50,7 +67,8 @@ struct Heads {
   std::vector<double> o, lse, dq, dk, dv;
 
   Heads(int64_t tokens, int64_t dim, int64_t count)
-      : shape{tokens, dim, count * dim, dim, 1 / std::sqrt(static_cast<double>(dim))},
+      : shape{tokens,      tokens, dim,
+              count * dim, dim,    1 / std::sqrt(static_cast<double>(dim))},
         heads(count), q(numbers<T>(tokens * count * dim, 1)),
         k(numbers<T>(tokens * dim, 2)), v(numbers<T>(tokens * dim, 3)),
         d_o(numbers<T>(tokens * count * dim, 4)), o(q.size()),
@@ -74,7 +92,7 @@ struct Heads {
       p.push_back(std::exp(score * shape.scale));
       total += p.back();
     }
-    lse[static_cast<size_t>(h * shape.tokens + i)] = std::log(total);
+    lse[static_cast<size_t>(h * shape.queries + i)] = std::log(total);
     double delta = 0;
     for (int64_t d = 0; d < dim; ++d) {
       for (int64_t j = 0; j <= i; ++j) o[row + d] += p[j] / total * v[j * dim + d];
@@ -104,22 +122,30 @@ TYPED_TEST(KernelsTest, AttentionAndItsGradientsEqualTheDefinition) {
     for (const auto& [tokens, dim, heads] : cases) {
       SCOPED_TRACE(std::string(kernels->name) + " tokens " + std::to_string(tokens));
       const Heads<T> c(tokens, dim, heads);
+      const InOrder order(tokens);
       std::vector<T> o(c.o.size()), dk(c.dk.size()), dv(c.dv.size());
       std::vector<Wide<T>> lse(c.lse.size());
       std::vector<Wide<T>> scratch(
           static_cast<size_t>(kernels->attention_scratch(c.shape)));
       for (int64_t h = 0; h < heads; ++h) {
-        kernels->attention(c.shape, &c.q[h * dim], c.k.data(), c.v.data(), &o[h * dim],
-                           &lse[h * tokens], scratch.data());
+        kernels->attention(c.shape, order.bounds(), &c.q[h * dim], c.k.data(),
+                           c.v.data(), nullptr, false, &o[h * dim], &lse[h * tokens],
+                           scratch.data());
       }
       this->expect_close(o, c.o);
       this->expect_close(lse, c.lse);
       scratch.assign(static_cast<size_t>(kernels->attention_backward_scratch(c.shape)),
                      std::numeric_limits<Wide<T>>::quiet_NaN());
       auto dq = c.d_o;  // may share its memory
-      kernels->attention_backward(c.shape, heads, c.q.data(), c.k.data(), c.v.data(),
-                                  o.data(), lse.data(), dq.data(), dq.data(), dk.data(),
-                                  dv.data(), scratch.data());
+      std::vector<Wide<T>> delta(lse.size());
+      for (int64_t h = 0; h < heads; ++h) {
+        kernels->attention_delta(c.shape, &o[h * dim], &dq[h * dim],
+                                 &delta[h * tokens]);
+      }
+      kernels->attention_backward(c.shape, order.bounds(), heads, c.q.data(),
+                                  c.k.data(), c.v.data(), lse.data(), delta.data(),
+                                  dq.data(), {dq.data(), dk.data(), dv.data()}, {},
+                                  scratch.data());
       this->expect_close(dq, c.dq, 4 * this->kTolerance);  // they sum over rounded o
       this->expect_close(dk, c.dk, 4 * this->kTolerance);
       this->expect_close(dv, c.dv);
@@ -136,8 +162,9 @@ TYPED_TEST(KernelsTest, ANotANumberInAQueryReachesItsOutputAndNoOther) {
     std::vector<Wide<T>> lse(3);
     std::vector<Wide<T>> scratch(
         static_cast<size_t>(kernels->attention_scratch(c.shape)));
-    kernels->attention(c.shape, c.q.data(), c.k.data(), c.v.data(), o.data(),
-                       lse.data(), scratch.data());
+    const InOrder order(3);
+    kernels->attention(c.shape, order.bounds(), c.q.data(), c.k.data(), c.v.data(),
+                       nullptr, false, o.data(), lse.data(), scratch.data());
     EXPECT_TRUE(std::isnan(o[4])) << kernels->name;
     EXPECT_FALSE(std::isnan(o[0]) || std::isnan(o[8])) << kernels->name;
   }
@@ -244,15 +271,16 @@ TYPED_TEST(KernelsTest, AllInstructionSetsAgreeOnNormAndRotation) {
     this->expect_close(dx, expected_dx);
     this->expect_close(dweight, expected_dweight);
 
-    // 11 pairs a head, 2 heads; rows 3 and 4 are positions 0 and 1 of the next
+    // 11 pairs a head, 2 heads; rows 3 and 4 are tokens 0 and 1 of the next
     // sequence.
     const auto cos = numbers<Wide<T>>(3 * 11, 6), sin = numbers<Wide<T>>(3 * 11, 7);
     auto turned = before;
-    kernels->rope(turned.data(), cos.data(), sin.data(), Wide<T>(-1), 0, rows, 3, 2,
-                  22);
+    const int64_t positions[] = {2, 0, 1};
+    kernels->rope(turned.data(), cos.data(), sin.data(), Wide<T>(-1), positions, 0,
+                  rows, 3, 2, 22);
     std::vector<double> expected;
     for (int64_t i = 0; i < rows * dim; i += 2) {
-      const int64_t angle = i / dim % 3 * 11 + i % 22 / 2;
+      const int64_t angle = positions[i / dim % 3] * 11 + i % 22 / 2;
       const double even = before[i], odd = before[i + 1], c = cos[angle],
                    n = -sin[angle];
       expected.push_back(even * c - odd * n);
