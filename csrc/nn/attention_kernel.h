@@ -28,12 +28,13 @@ struct TokenPlaces {
 struct AttentionSizes {
   int64_t rows;
   int64_t tokens;       // of this rank, in a row
+  int64_t heads;        // H
   int64_t query_width;  // H D
   int64_t key_width;    // G D
   at::TensorOptions options;
 };
 
-class AttentionKernel {
+class AttentionKernel : public std::enable_shared_from_this<AttentionKernel> {
  public:
   virtual ~AttentionKernel() = default;
 

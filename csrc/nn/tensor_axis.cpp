@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "base/checked_math.h"
+#include "collectives/ring.h"
 
 namespace torchtitan::nn {
 namespace {
@@ -79,10 +80,12 @@ at::Tensor TensorAxis::gather(const at::Tensor& x, const Visit& visit) const {
   all.narrow(0, first(0), n).copy_(x);
   for (int64_t t = 0; t < size(); ++t) {
     const auto here = all.narrow(0, first(t), n);
-    Exchange exchange;
-    if (t + 1 < size()) exchange = pass_on(here, all.narrow(0, first(t + 1), n));
+    collectives::Hop hop;
+    if (t + 1 < size()) {
+      hop = collectives::pass_on(group_, here, all.narrow(0, first(t + 1), n));
+    }
     visit(first(t), here);
-    exchange.wait();
+    hop.wait();
   }
   return all;
 }
@@ -119,30 +122,13 @@ Pending TensorAxis::start_sum_scatter(int64_t row_count, const at::Tensor& like,
   auto sum = produced(first(0), n);
   for (int64_t t = 1; t < size(); ++t) {
     const auto incoming = rows(n, like);
-    const auto exchange = pass_on(sum, incoming);
+    const auto hop = collectives::pass_on(group_, sum, incoming);
     const auto next = produced(first(t), n);
-    exchange.wait();
+    hop.wait();
     next.add_(incoming);
     sum = next;
   }
   return Pending(sum);
-}
-
-TensorAxis::Exchange TensorAxis::pass_on(const at::Tensor& sent,
-                                         const at::Tensor& received) const {
-  const int64_t next = (rank() + 1) % size(), before = (rank() + size() - 1) % size();
-  // Two ranks are each other's next and share one queue where the backend has a queue
-  // for each pair: one of them must receive first.
-  Exchange exchange;
-  if (rank() % 2 == 0) exchange.sent = group_.send(sent, next);
-  exchange.received = group_.recv(received, before);
-  if (rank() % 2 == 1) exchange.sent = group_.send(sent, next);
-  return exchange;
-}
-
-void TensorAxis::Exchange::wait() const {
-  received.wait();
-  sent.wait();
 }
 
 at::Tensor TensorAxis::partial_gradient(const at::Tensor& gradient) const {

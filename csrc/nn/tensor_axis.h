@@ -91,13 +91,6 @@ class TensorAxis {
             const at::TensorOptions& options) const;
 
  private:
-  // Sends to the next rank of the ring and receives from the one before.
-  struct Exchange {
-    collectives::Handle sent, received;
-    void wait() const;
-  };
-  Exchange pass_on(const at::Tensor& sent, const at::Tensor& received) const;
-
   collectives::Group group_;
   Overlap overlap_ = Overlap::kNone;
 };

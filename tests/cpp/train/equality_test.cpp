@@ -124,6 +124,83 @@ INSTANTIATE_TEST_SUITE_P(Equality, TensorLayoutTest,
                          ::testing::ValuesIn(tensor_layouts()),
                          [](const auto& info) { return info.param.first; });
 
+// Each method over two and four ranks with each balance, and with other axes.
+std::vector<std::pair<std::string, Layout>> context_layouts() {
+  using parallel::context::Balance;
+  using parallel::context::Method;
+  const std::pair<const char*, Layout> bases[] = {
+      {"Cp2", {.context = 2}},
+      {"Cp4", {.context = 4}},
+      {"Fsdp2Cp2", {.shards = 2, .context = 2, .reshard = plan::Reshard::kNever}},
+      {"Ddp2Cp2", {.replicas = 2, .context = 2}},
+      {"Cp2Tp2", {.context = 2, .tensor = 2}},
+      {"Hsdp2x2Cp2Tp2Ring",
+       {.shards = 2,
+        .replicas = 2,
+        .context = 2,
+        .tensor = 2,
+        .overlap = nn::Overlap::kRing}}};
+  const std::pair<const char*, Method> methods[] = {{"Gather", Method::kAllGather},
+                                                    {"Around", Method::kRing},
+                                                    {"Ulysses", Method::kUlysses}};
+  const std::pair<const char*, Balance> balances[] = {{"HeadTail", Balance::kHeadTail},
+                                                      {"InOrder", Balance::kInOrder},
+                                                      {"ByWork", Balance::kByWork}};
+  std::vector<std::pair<std::string, Layout>> all;
+  for (const auto& [name, base] : bases) {
+    for (const auto& [method_name, method] : methods) {
+      for (const auto& [balance_name, balance] : balances) {
+        const bool alone = base.num_ranks() == base.context;
+        if (!alone && balance != Balance::kHeadTail) continue;
+        auto layout = base;
+        layout.method = method;
+        layout.balance = balance;
+        all.push_back({std::string(name) + method_name + balance_name, layout});
+      }
+    }
+  }
+  return all;
+}
+
+class ContextLayoutTest
+    : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
+
+TEST_P(ContextLayoutTest, EqualsPlainAutograd) {
+  auto problem = context_problem();
+  problem.last_masked = 4;  // no valid label in the first rows
+  expect_equal_training(problem, GetParam().second);
+}
+
+TEST_P(ContextLayoutTest, EqualsPlainAutogradWithThreeMicrobatchesOfRecomputedBlocks) {
+  auto layout = GetParam().second;
+  layout.num_microbatches = 3;
+  layout.recompute = true;
+  auto problem = context_problem();
+  problem.rows = 12;
+  problem.num_steps = 2;
+  expect_equal_training(problem, layout);
+}
+
+TEST_P(ContextLayoutTest, EqualsPlainAutogradWithinDocuments) {
+  expect_equal_training(with_documents(context_problem()), GetParam().second);
+}
+
+INSTANTIATE_TEST_SUITE_P(Equality, ContextLayoutTest,
+                         ::testing::ValuesIn(context_layouts()),
+                         [](const auto& info) { return info.param.first; });
+
+TEST(Equality, WithinDocumentsOnOneRankAndDividedByTensorRanks) {
+  for (const auto& layout :
+       {Layout{}, Layout{.shards = 2, .recompute = true}, Layout{.tensor = 2}}) {
+    expect_equal_training(with_documents(tensor_problem()), layout);
+  }
+}
+
+TEST(Equality, DocumentsChangeTheLoss) {
+  EXPECT_NE(run_step(with_documents(tensor_problem()), {}).loss,
+            run_step(tensor_problem(), {}).loss);
+}
+
 TEST(Equality, BlocksThatRunAgainGiveTheSameBits) {
   for (Layout layout : {Layout{}, Layout{.shards = 2, .tensor = 2}}) {
     const auto kept = run_step(tensor_problem(), layout);

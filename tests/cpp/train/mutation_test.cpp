@@ -1,5 +1,5 @@
 // Deleting any single collective of a step is noticed by the equality check.
-#include <ATen/ops/zeros_like.h>
+#include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -16,6 +16,7 @@ using collectives::Backend;
 using collectives::Group;
 using collectives::Operation;
 using collectives::Verb;
+using parallel::context::Method;
 
 // "axis verb", and which call of it by a rank, from 0.
 using Call = std::pair<std::string, int64_t>;
@@ -59,6 +60,12 @@ class LeavingOut final : public Backend {
       out.zero_();
       out.narrow(0, rank() * numel, numel).copy_(own);
     }
+    if (operation.verb == Verb::kAllToAll) {
+      const int64_t rows = operation.in.size(0) / size();
+      operation.out.zero_();
+      operation.out.narrow(0, rank() * rows, rows)
+          .copy_(operation.in.narrow(0, rank() * rows, rows));
+    }
     if (operation.verb == Verb::kReduceScatter) {
       out.copy_(operation.in.flatten().narrow(0, rank() * numel, numel));
     }
@@ -93,7 +100,9 @@ class MutationTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(MutationTest, EveryCollectiveThatIsLeftOutIsNoticed) {
   const auto& [name, layout, without_effect] = GetParam();
-  const Problem problem = layout.tensor > 1 ? tensor_problem() : Problem{};
+  const Problem problem = layout.context > 1  ? context_problem()
+                          : layout.tensor > 1 ? tensor_problem()
+                                              : Problem{};
   const auto reference = run_reference(problem);
   std::set<Call> calls;
   ASSERT_EQ(difference(run_without(problem, layout, {"", 0}, calls), reference), "");
@@ -126,8 +135,120 @@ std::vector<Case> cases() {
       Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
       Case{"Fsdp2Tp2Recomputed",
            {.shards = 2, .tensor = 2, .recompute = true},
+           {{"fsdp all_gather", 6}}},
+      Case{"Cp2Gather",
+           {.context = 2, .method = Method::kAllGather, .recompute = true},
+           {{"fsdp all_gather", 6}}},
+      Case{
+          "Cp4Ring", {.context = 4, .method = Method::kRing}, {{"fsdp all_gather", 6}}},
+      Case{"Cp2Tp2Ring",
+           {.context = 2, .method = Method::kRing, .tensor = 2},
+           {{"fsdp all_gather", 6}}},
+      Case{"Ddp2Cp2Ulysses",
+           {.replicas = 2, .context = 2, .method = Method::kUlysses},
            {{"fsdp all_gather", 6}}}};
 }
+
+// A kernel with a mistake about where tokens are.
+class Misplacing final : public nn::AttentionKernel {
+ public:
+  using Mistake = std::function<void(nn::TokenPlaces&)>;
+  enum class Reader { kRotation, kAttention };  // who is misled
+  Misplacing(std::shared_ptr<nn::AttentionKernel> inner, Reader reader, Mistake mistake)
+      : inner_(std::move(inner)), reader_(reader), mistake_(std::move(mistake)) {}
+
+  int64_t ranks() const override { return inner_->ranks(); }
+  nn::TokenPlaces places(int64_t tokens, const at::Tensor& starts,
+                         at::Device device) const override {
+    return told(Reader::kRotation, inner_->places(tokens, starts, device));
+  }
+  at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const nn::TokenPlaces& here) const override {
+    return inner_->attend(q, k, v, of_attention(here));
+  }
+  Operands enter(Operands x) const override { return inner_->enter(x); }
+  Result forward(const Operands& x, const nn::TokenPlaces& here) const override {
+    return inner_->forward(x, of_attention(here));
+  }
+  Operands backward(const Operands& x, const nn::TokenPlaces& here,
+                    const Result& result, const at::Tensor& d_o) const override {
+    return inner_->backward(x, of_attention(here), result, d_o);
+  }
+  std::vector<plan::Exchange> forward_exchanges(
+      const nn::AttentionSizes& sizes) const override {
+    return inner_->forward_exchanges(sizes);
+  }
+  std::vector<plan::Exchange> backward_exchanges(
+      const nn::AttentionSizes& sizes) const override {
+    return inner_->backward_exchanges(sizes);
+  }
+
+ private:
+  nn::TokenPlaces told(Reader reader, nn::TokenPlaces places) const {
+    if (reader == reader_) mistake_(places);
+    return places;
+  }
+  nn::TokenPlaces of_attention(const nn::TokenPlaces& here) const {
+    return told(
+        Reader::kAttention,
+        inner_->places(here.own.size(0), here.document_starts, here.own.device()));
+  }
+
+  std::shared_ptr<nn::AttentionKernel> inner_;
+  Reader reader_;
+  Mistake mistake_;
+};
+
+class MisplacedTest : public ::testing::TestWithParam<Method> {
+ protected:
+  // What is noticed when every rank makes the mistake; empty if nothing.
+  std::string noticed(Misplacing::Reader reader,
+                      const Misplacing::Mistake& mistake) const {
+    const auto problem = with_documents(context_problem());
+    const Layout layout = {.context = 2, .method = GetParam()};
+    const auto result = run_step(
+        problem, layout, {}, [&](const std::shared_ptr<nn::AttentionKernel>& kernel) {
+          return std::make_shared<Misplacing>(kernel, reader, mistake);
+        });
+    return difference(result, run_reference(problem));
+  }
+};
+
+TEST_P(MisplacedTest, EveryMistakeAboutPositionsAndDocumentsIsNoticed) {
+  using Reader = Misplacing::Reader;
+  const auto nothing = [](nn::TokenPlaces&) {};
+  EXPECT_EQ(noticed(Reader::kAttention, nothing), "");
+  EXPECT_EQ(noticed(Reader::kRotation, nothing), "");
+  // As if nobody shared the sequence.
+  EXPECT_NE(noticed(Reader::kRotation,
+                    [](auto& places) {
+                      places.own = at::arange(places.own.size(0), at::kLong);
+                    }),
+            "");
+  EXPECT_NE(
+      noticed(Reader::kAttention,
+              [](auto& places) { places.positions = places.positions.flip({0}); }),
+      "");
+  EXPECT_NE(noticed(Reader::kAttention,
+                    [](auto& places) {
+                      places.own = places.own.roll(1);
+                      places.positions = places.positions.roll(1, 1);
+                    }),
+            "");
+  EXPECT_NE(noticed(Reader::kAttention,
+                    [](auto& places) { places.document_starts = at::Tensor(); }),
+            "");
+  EXPECT_NE(noticed(Reader::kAttention,
+                    [](auto& places) {
+                      places.document_starts = places.document_starts.add(1).minimum(
+                          at::arange(places.document_starts.size(1)));
+                    }),
+            "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Mutation, MisplacedTest,
+                         ::testing::Values(Method::kAllGather, Method::kRing,
+                                           Method::kUlysses));
 
 INSTANTIATE_TEST_SUITE_P(Mutation, MutationTest, ::testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });

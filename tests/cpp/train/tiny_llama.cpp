@@ -39,17 +39,29 @@ Batch global_batch(const Problem& problem) {
   labels.narrow(0, problem.first_masked, problem.last_masked - problem.first_masked)
       .fill_(ops::kIgnoreIndex);
   labels.select(1, 2).slice(0, 0, problem.rows, 3).fill_(ops::kIgnoreIndex);
-  return {{"input", ids.narrow(1, 0, problem.seq_len).contiguous()},
-          {"labels", labels}};
+  Batch batch = {{"input", ids.narrow(1, 0, problem.seq_len).contiguous()},
+                 {"labels", labels}};
+  if (problem.args.document_masks) {
+    // Row r begins a document at tokens 0, 3 + r % 3 and two behind.
+    const auto second = at::arange(problem.rows, at::kLong).remainder(3).add(3);
+    const auto position = at::arange(problem.seq_len, at::kLong);
+    const auto from = [&](const at::Tensor& first) {
+      return position.ge(first.unsqueeze(1)).mul(first.unsqueeze(1));
+    };
+    batch["document_starts"] = at::maximum(from(second), from(second.add(2)));
+  }
+  return batch;
 }
 
-nn::Model build_model(const Problem& problem, const nn::TensorAxis& axis = {},
-                      bool loss_parallel = true) {
+nn::Model build_model(
+    const Problem& problem, const nn::TensorAxis& axis = {}, bool loss_parallel = true,
+    const std::shared_ptr<nn::AttentionKernel>& attention = nn::local_attention()) {
   return models::llama::build(problem.args, {.head = models::llama::Head::kLoss,
                                              .device = at::kCPU,
                                              .dtype = at::kDouble,
                                              .axis = axis,
-                                             .loss_parallel = loss_parallel});
+                                             .loss_parallel = loss_parallel,
+                                             .attention = attention});
 }
 
 nn::GroupOptions options() {
@@ -100,7 +112,19 @@ Problem tensor_problem() {
   return problem;
 }
 
-Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap) {
+Problem context_problem() {
+  Problem problem = tensor_problem();
+  problem.seq_len = problem.args.max_seq_len = 16;
+  return problem;
+}
+
+Problem with_documents(Problem problem) {
+  problem.args.document_masks = true;
+  return problem;
+}
+
+Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
+                const WrapKernel& wrap_kernel) {
   const LocalWorld world(layout.num_ranks(), std::chrono::seconds(60));
   const auto batch = global_batch(problem);
   const int64_t data_ranks = layout.num_data_ranks();
@@ -110,17 +134,21 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap) 
   Result result;
   std::mutex mutex;
   world.run([&](int64_t rank) {
-    const int64_t tensor = layout.tensor, shards = layout.shards;
-    const int64_t data_rank = rank / tensor;
-    std::vector<int64_t> shard_ranks, replica_ranks, tensor_ranks, loss_ranks;
+    const int64_t tensor = layout.tensor, context = layout.context;
+    const int64_t tokens_rank = rank / tensor;  // that sees other tokens
+    const int64_t data_rank = tokens_rank / context;
+    const int64_t sharded = layout.shards * context;
+    std::vector<int64_t> shard_ranks, replica_ranks, context_ranks, tensor_ranks,
+        loss_ranks;
     for (int64_t r = 0; r < layout.num_ranks(); ++r) {
       const int64_t other = r / tensor;
       const bool same_tensor = r % tensor == rank % tensor;
-      if (other == data_rank) tensor_ranks.push_back(r);
+      if (other == tokens_rank) tensor_ranks.push_back(r);
       if (!same_tensor) continue;
       loss_ranks.push_back(r);
-      if (other / shards == data_rank / shards) shard_ranks.push_back(r);
-      if (other % shards == data_rank % shards) replica_ranks.push_back(r);
+      if (other / context == data_rank) context_ranks.push_back(r);
+      if (other / sharded == tokens_rank / sharded) shard_ranks.push_back(r);
+      if (other % sharded == tokens_rank % sharded) replica_ranks.push_back(r);
     }
     const auto wrapped = [&](const Group& group) {
       return wrap && group.size() > 1 ? wrap(group, rank) : group;
@@ -129,8 +157,12 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap) 
       return ranks.size() == 1 ? Group(name) : wrapped(world.group(rank, name, ranks));
     };
     const auto tensor_axis = axis("tp", tensor_ranks);
+    auto attention = parallel::context::attention(axis("cp", context_ranks),
+                                                  layout.method, layout.balance);
+    const auto dealer = attention;
+    if (wrap_kernel) attention = wrap_kernel(attention);
     const auto model = build_model(problem, nn::TensorAxis(tensor_axis, layout.overlap),
-                                   layout.loss_parallel);
+                                   layout.loss_parallel, attention);
     using Policy = parallel::activation_checkpoint::Policy;
     const auto applied = parallel::apply(
         model,
@@ -169,7 +201,7 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap) 
         const int64_t row = (m * data_ranks + data_rank) * local_rows;
         for (const auto& [name, value] : batch)
           local[name] = value.narrow(0, row, local_rows);
-        microbatches.push_back(local);
+        microbatches.push_back(dealer->deal(std::move(local)));
       }
       last = step.run(std::move(microbatches), kLearningRate, i);
     }

@@ -13,6 +13,7 @@
 #include "models/llama/args.h"
 #include "nn/tensor_axis.h"
 #include "parallel/apply.h"
+#include "parallel/context/attention.h"
 
 namespace torchtitan::train::testing {
 
@@ -21,6 +22,9 @@ using NamedTensors = std::map<std::string, at::Tensor>;
 struct Layout {
   int64_t shards = 1;
   int64_t replicas = 1;
+  int64_t context = 1;
+  parallel::context::Method method = parallel::context::Method::kRing;
+  parallel::context::Balance balance = parallel::context::Balance::kHeadTail;
   int64_t tensor = 1;
   bool loss_parallel = true;
   nn::Overlap overlap = nn::Overlap::kNone;
@@ -31,7 +35,9 @@ struct Layout {
   bool early_optimizer_step = false;
 
   int64_t num_data_ranks() const { return shards * replicas; }
-  int64_t num_ranks() const { return num_data_ranks() * tensor; }
+  // That see different tokens.
+  int64_t num_loss_ranks() const { return num_data_ranks() * context; }
+  int64_t num_ranks() const { return num_loss_ranks() * tensor; }
 };
 
 struct Problem {
@@ -57,6 +63,10 @@ struct Problem {
 
 // With sizes that two and four tensor ranks divide, all but the vocabulary.
 Problem tensor_problem();
+// With sizes that up to four context ranks and two tensor ranks divide.
+Problem context_problem();
+// The problem with attention within documents.
+Problem with_documents(Problem problem);
 
 struct Result {
   double loss = 0;  // of the last step
@@ -73,10 +83,16 @@ using Wrap =
     std::function<collectives::Group(const collectives::Group& group, int64_t rank)>;
 
 // Row r of the global batch goes to data rank (r / B) % ranks, microbatch
-// r / (B * ranks), B = rows / (ranks * microbatches); rank order is replicas, shards,
-// tensor, slow to fast. Gradients and weights are put together from all ranks' shards;
-// what a rank holds of which another has written the same elements is compared.
-Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap = {});
+// r / (B * ranks), B = rows / (ranks * microbatches), its tokens to the context ranks
+// as attention deals them out; rank order is replicas, shards, context, tensor, slow to
+// fast. Parameters are sharded over shards x context. Gradients and weights are put
+// together from all ranks' shards; what a rank holds of which another has written the
+// same elements is compared.
+// `kernel`, where given, is called with the attention kernel of every rank likewise.
+using WrapKernel = std::function<std::shared_ptr<nn::AttentionKernel>(
+    const std::shared_ptr<nn::AttentionKernel>& kernel)>;
+Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap = {},
+                const WrapKernel& kernel = {});
 
 // The same by nn::forward over the whole batch, autograd and the AdamW definition.
 Result run_reference(const Problem& problem);

@@ -13,6 +13,7 @@
 namespace torchtitan::train::testing {
 namespace {
 
+using parallel::context::Method;
 using plan::Channel;
 using plan::Reshard;
 using plan::Traffic;
@@ -25,7 +26,9 @@ std::map<std::string, int64_t> local_numels(const Problem& problem,
                                             const Layout& layout) {
   const auto& args = problem.args;
   const int64_t key_dim = args.n_kv_heads * (args.dim / args.n_heads);
-  const auto rows = [&](int64_t count) { return base::ceil_div(count, layout.shards); };
+  const auto rows = [&](int64_t count) {
+    return base::ceil_div(count, layout.shards * layout.context);
+  };
   const auto part = [&](int64_t count) { return count / layout.tensor; };
   std::map<std::string, int64_t> numels;
   numels["tok_embeddings"] = rows(part(args.vocab_size)) * args.dim;
@@ -72,6 +75,33 @@ std::vector<Exchanged> tensor_exchanges(const Problem& problem, const Layout& la
   return all;
 }
 
+// The same over the axis "cp", for `tokens` tokens of a rank's.
+std::vector<Exchanged> context_exchanges(const Problem& problem, const Layout& layout,
+                                         int64_t tokens) {
+  const auto& args = problem.args;
+  const int64_t blocks = args.n_layers, ranks = layout.context;
+  const int64_t forwards = layout.recompute ? 2 * blocks : blocks;
+  const int64_t query = args.dim / layout.tensor;
+  const int64_t key = args.n_kv_heads * (args.dim / args.n_heads) / layout.tensor;
+  const int64_t keys = 2 * tokens * key;  // and values
+  switch (layout.method) {
+    case Method::kAllGather:
+      return {{"all_gather", forwards + blocks, ranks * keys},
+              {"reduce_scatter", blocks, ranks * keys}};
+    case Method::kRing: {
+      // Keys in both directions of time, their gradients in one.
+      const int64_t hops = (ranks - 1) * (forwards + 2 * blocks);
+      return {{"send", hops, keys}, {"recv", hops, keys}};
+    }
+    case Method::kUlysses:
+      return {{"all_to_all", forwards, tokens * query + keys},  // there
+              {"all_to_all", forwards, tokens * query},         // outputs back
+              {"all_to_all", blocks, 2 * tokens * query},       // with their gradients
+              {"all_to_all", blocks, tokens * query + keys}};
+  }
+  return {};
+}
+
 // Gathers of a group in a step of `microbatches`. A gather is saved where the very next
 // computation uses the group again: the head's backward follows its forward, and the
 // embedding's next forward follows its backward. With kAlways that needs a look ahead,
@@ -89,6 +119,7 @@ int64_t num_gathers(const std::string& group, const Layout& layout) {
 
 TrafficMap formula(const Problem& problem, const Layout& layout) {
   const int64_t microbatches = layout.num_microbatches;
+  const int64_t shards = layout.shards * layout.context;
   TrafficMap sum;
   const auto add = [&](const char* axis, const char* verb, int64_t calls,
                        int64_t numel) {
@@ -98,21 +129,26 @@ TrafficMap formula(const Problem& problem, const Layout& layout) {
   };
   for (const auto& [group, numel] : local_numels(problem, layout)) {
     const int64_t count = group == "block" ? problem.args.n_layers : 1;
-    if (layout.shards > 1) {
-      add("fsdp", "all_gather", count * num_gathers(group, layout),
-          layout.shards * numel);
-      add("fsdp", "reduce_scatter", count * microbatches, layout.shards * numel);
+    if (shards > 1) {
+      add("fsdp", "all_gather", count * num_gathers(group, layout), shards * numel);
+      add("fsdp", "reduce_scatter", count * microbatches, shards * numel);
     }
     if (layout.replicas > 1) add("dp_replicate", "all_reduce", count, numel);
   }
-  if (layout.num_data_ranks() > 1) {
+  if (layout.num_loss_ranks() > 1) {
     add("loss", "all_reduce", 2, 1);  // valid tokens, loss
   }
-  if (layout.shards > 1) add("fsdp", "all_reduce", 1, 1);  // squared norm
+  if (shards > 1) add("fsdp", "all_reduce", 1, 1);  // squared norm
+  const int64_t tokens =
+      problem.rows * problem.seq_len / (layout.num_loss_ranks() * microbatches);
+  if (layout.context > 1) {
+    for (const auto& [verb, calls, numel] :
+         context_exchanges(problem, layout, tokens)) {
+      add("cp", verb, calls * microbatches, numel);
+    }
+  }
   if (layout.tensor > 1) {
     add("tp", "all_reduce", 1, 1);  // squared norm
-    const int64_t tokens =
-        problem.rows * problem.seq_len / (layout.num_data_ranks() * microbatches);
     for (const auto& [verb, calls, numel] : tensor_exchanges(problem, layout, tokens)) {
       add("tp", verb, calls * microbatches, numel);
     }
@@ -130,14 +166,17 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
        .dtype = at::kDouble,
        .axis = nn::TensorAxis(collectives::fake_group("tp", 0, layout.tensor),
                               layout.overlap),
-       .loss_parallel = layout.loss_parallel});
+       .loss_parallel = layout.loss_parallel,
+       .attention = parallel::context::attention(
+           collectives::fake_group("cp", 0, layout.context), layout.method,
+           layout.balance)});
+  const int64_t tokens = problem.seq_len / layout.context;
   const int64_t rows =
       problem.rows / (layout.num_data_ranks() * layout.num_microbatches);
   const std::map<std::string, at::Tensor> values = {
-      {"input", at::empty({rows, problem.seq_len}, at::kLong)},
-      {"labels", at::empty({rows, problem.seq_len}, at::kLong)},
-      {"h", at::empty({rows, problem.seq_len / layout.tensor, problem.args.dim},
-                      at::kDouble)}};
+      {"input", at::empty({rows, tokens}, at::kLong)},
+      {"labels", at::empty({rows, tokens}, at::kLong)},
+      {"h", at::empty({rows, tokens / layout.tensor, problem.args.dim}, at::kDouble)}};
   for (size_t i = 0; i < model.segments.size(); ++i) {
     const auto& segment = *model.segments[i];
     nn::TensorList inputs, parameters;
@@ -159,9 +198,10 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
 class TrafficTest : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
 
 TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
-  Problem problem = GetParam().second.tensor > 1 ? tensor_problem() : Problem{};
+  const bool is_divided = GetParam().second.tensor * GetParam().second.context > 1;
+  Problem problem = is_divided ? tensor_problem() : Problem{};
   problem.rows = 36;
-  if (GetParam().second.tensor > 1) problem.args.vocab_size = 256;
+  if (is_divided) problem.args.vocab_size = 256;
   for (const int64_t microbatches : {1, 3}) {
     Layout layout = GetParam().second;
     layout.num_microbatches = microbatches;
@@ -189,7 +229,7 @@ TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
     }
     EXPECT_EQ(
         plan::traffic(result.program, with_exchanges(problem, layout, result.shape),
-                      layout.num_data_ranks()),
+                      layout.num_loss_ranks()),
         expected);
   }
 }
@@ -215,7 +255,25 @@ INSTANTIATE_TEST_SUITE_P(
             Layout{.tensor = 4, .overlap = nn::Overlap::kRing, .recompute = true}},
         std::pair{std::string("Fsdp3Tp2"), Layout{.shards = 3, .tensor = 2}},
         std::pair{std::string("Hsdp2x2Tp2"),
-                  Layout{.shards = 2, .replicas = 2, .tensor = 2}}),
+                  Layout{.shards = 2, .replicas = 2, .tensor = 2}},
+        std::pair{std::string("Cp2Gather"),
+                  Layout{.context = 2, .method = Method::kAllGather}},
+        std::pair{std::string("Cp4RecomputedRing"),
+                  Layout{.context = 4, .method = Method::kRing, .recompute = true}},
+        std::pair{std::string("Cp4Ulysses"),
+                  Layout{.context = 4, .method = Method::kUlysses}},
+        std::pair{std::string("Fsdp3Cp2RecomputedGather"),
+                  Layout{.shards = 3,
+                         .context = 2,
+                         .method = Method::kAllGather,
+                         .recompute = true}},
+        std::pair{
+            std::string("Ddp2Cp2Tp2Ring"),
+            Layout{.replicas = 2, .context = 2, .method = Method::kRing, .tensor = 2}},
+        std::pair{
+            std::string("Fsdp2Cp2Tp2Ulysses"),
+            Layout{
+                .shards = 2, .context = 2, .method = Method::kUlysses, .tensor = 2}}),
     [](const auto& info) { return info.param.first; });
 
 }  // namespace
