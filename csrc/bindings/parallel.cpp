@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "parallel/apply.h"
+#include "parallel/context/attention.h"
 
 #include "bindings/module.h"
 
@@ -111,6 +112,19 @@ void bind_parallel(py::module_ module) {
       py::arg("overlap_depth"), py::arg("recompute"), py::arg("num_microbatches"),
       py::arg("early_optimizer_step"), py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
+  module.def(
+      "context_attention",
+      [](const collectives::Group& ranks, const std::string& rotate_method,
+         const std::string& load_balancer) {
+        namespace context = parallel::context;
+        return context::attention(ranks, context::parse_method(rotate_method),
+                                  context::parse_balance(load_balancer));
+      },
+      py::arg("ranks"), py::kw_only(), py::arg("rotate_method"),
+      py::arg("load_balancer"),
+      "Attention of ranks that share sequences. `rotate_method` is 'allgather', "
+      "'alltoall' (around a ring) or 'ulysses' (heads for tokens), `load_balancer` "
+      "'headtail', 'none' or 'ptrr'.");
 }
 
 }  // namespace torchtitan::bindings

@@ -28,7 +28,6 @@ struct TokenPlaces {
 struct AttentionSizes {
   int64_t rows;
   int64_t tokens;       // of this rank, in a row
-  int64_t heads;        // H
   int64_t query_width;  // H D
   int64_t key_width;    // G D
   at::TensorOptions options;
@@ -61,7 +60,8 @@ class AttentionKernel : public std::enable_shared_from_this<AttentionKernel> {
     at::Tensor o;    // [B, s, H, D]
     at::Tensor lse;  // for backward; float32 or wider
   };
-  // q, k and v as forward and backward take them, which a kernel may first exchange.
+  // q, k and v as forward and backward take them, which a kernel may first exchange;
+  // those that are undefined, on all ranks, stay so.
   virtual Operands enter(Operands projected) const { return projected; }
   virtual Result forward(const Operands& operands, const TokenPlaces& places) const = 0;
   // Gradients of what was given to enter(). They may take the places of d_o and of the
@@ -69,7 +69,11 @@ class AttentionKernel : public std::enable_shared_from_this<AttentionKernel> {
   virtual Operands backward(const Operands& operands, const TokenPlaces& places,
                             const Result& result, const at::Tensor& d_o) const = 0;
 
-  // Of a forward with enter(), and of a backward.
+  // Of enter() for operands of `width` together, of a forward and of a backward.
+  virtual std::vector<plan::Exchange> enter_exchanges(const AttentionSizes& /*sizes*/,
+                                                      int64_t /*width*/) const {
+    return {};
+  }
   virtual std::vector<plan::Exchange> forward_exchanges(
       const AttentionSizes& sizes) const = 0;
   virtual std::vector<plan::Exchange> backward_exchanges(

@@ -537,6 +537,9 @@ class parallel:
     @staticmethod
     def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs."""
+    @staticmethod
+    def context_attention(ranks: collectives.Group, *, rotate_method: str, load_balancer: str) -> nn.AttentionKernel:
+        """Attention of ranks that share sequences. `rotate_method` is 'allgather', 'alltoall' (around a ring) or 'ulysses' (heads for tokens), `load_balancer` 'headtail', 'none' or 'ptrr'."""
 
 class plan:
 

@@ -40,9 +40,21 @@ class Model:
     """Of the whole model."""
     flops_per_token: int
     core: _C.nn.Model
+    attention: _C.nn.AttentionKernel
+    """Which tokens of each sequence are here."""
     applied: _C.parallel.Applied
     initialize: Callable[[int], None]
     """Fills this rank's pieces with the initial values of a seed."""
+
+    def deal(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the segments read of a batch: this rank's tokens, and document starts.
+
+        Args:
+            batch: whole sequences, ``input`` and ``labels`` ``[B, S]``.
+        """
+        if isinstance(self.module, CppModule):
+            batch = {**batch, **self.module.attention_inputs(batch["input"])}
+        return self.attention.deal(batch)
 
 
 def build_model(
@@ -63,14 +75,17 @@ def build_model(
     dtype = getattr(torch, compute_dtype(training))
     loss_fn = _build_loss(spec, job_config, world)
     python: PythonModel | None = None
+    attention = _build_attention(job_config, world)
     if isinstance(module, CppModule):
-        core = _build_cpp_core(module, loss_fn, dtype, job_config, world)
+        core = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
     else:
-        if world.parallel_dims.tp > 1:
-            raise ValueError(
-                "parallelism.tensor_parallel_degree: not supported yet for models "
-                f"written in Python ({type(module).__name__}); set 1"
-            )
+        for kind in ("tensor", "context"):
+            field = f"{kind}_parallel_degree"
+            if getattr(job_config.parallelism, field) > 1:
+                raise ValueError(
+                    f"parallelism.{field}: not supported yet for models written in "
+                    f"Python ({type(module).__name__}); set 1"
+                )
         python = PythonModel(module, loss_fn)
         core = python.build_core()
     applied = _C.parallel.apply(
@@ -118,6 +133,7 @@ def build_model(
         num_params=num_params,
         flops_per_token=flops,
         core=core,
+        attention=attention,
         applied=applied,
         initialize=initialize,
     )
@@ -166,10 +182,20 @@ def _build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFun
     return loss_fn
 
 
+def _build_attention(job_config: JobConfig, world: World) -> _C.nn.AttentionKernel:
+    parallelism = job_config.parallelism
+    return _C.parallel.context_attention(
+        world.groups["cp"],
+        rotate_method=parallelism.context_parallel_rotate_method,
+        load_balancer=parallelism.context_parallel_load_balancer or "none",
+    )
+
+
 def _build_cpp_core(
     module: CppModule,
     loss_fn: LossFunction,
     dtype: torch.dtype,
+    attention: _C.nn.AttentionKernel,
     job_config: JobConfig,
     world: World,
 ) -> _C.nn.Model:
@@ -182,6 +208,7 @@ def _build_cpp_core(
         tensor_axis=world.groups["tp"],
         overlap_exchanges=job_config.parallelism.enable_async_tensor_parallel,
         loss_parallel=not job_config.parallelism.disable_loss_parallel,
+        attention=attention,
     )
     return core if is_fused else core.with_loss(loss_fn)
 

@@ -22,10 +22,12 @@ def run(trainer: Trainer) -> None:
     for step in range(1, training.steps + 1):
         trainer.world.recorder.reset()
         microbatches = [
-            {
-                name: torch.empty(shape, dtype=torch.int64, device="meta")
-                for name in ("input", "labels")
-            }
+            trainer.model.deal(
+                {
+                    name: torch.empty(shape, dtype=torch.int64, device="meta")
+                    for name in ("input", "labels")
+                }
+            )
             for _ in range(trainer.accumulation)
         ]
         trainer.executor.run(microbatches, learning_rate=0.0, step=step)

@@ -29,6 +29,7 @@ from torchtitan_cpp.memory_budget import write_asked_curve
 from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
+from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import as_container
 from torchtitan_cpp.profiling import (
     maybe_enable_memory_snapshot,
@@ -128,6 +129,8 @@ class Trainer:
         if self.spec.build_tokenizer_fn is None or self.world.is_fake:
             return None
         tokenizer = self.spec.build_tokenizer_fn(self.job_config)
+        if isinstance(self.model.module, CppModule):
+            self.model.module.use_tokenizer(tokenizer)
         vocab_size = getattr(self.model.args, "vocab_size", None)
         if vocab_size is not None:
             check_vocabulary(tokenizer, vocab_size)
@@ -310,7 +313,7 @@ class Trainer:
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """One microbatch as the segments read it: named tensors on the device."""
-        named = {**inputs, "labels": labels}
+        named = self.model.deal({**inputs, "labels": labels})
         return {name: each.to(self.world.device) for name, each in named.items()}
 
     def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
@@ -318,7 +321,7 @@ class Trainer:
         # The host learns of a bad step here, after the next one's data is there.
         self.check_finite()
         labels = sum(each["labels"].numel() for each in microbatches)
-        self.num_tokens_seen += labels * self.world.parallel_dims.batch
+        self.num_tokens_seen += labels * self.world.groups["loss"].size
         learning_rate = self.optimizers.learning_rate
         self.optimizer_step += 1
         result = self.executor.run(

@@ -18,8 +18,16 @@ class UlyssesAttention final : public SharedAttention {
   using SharedAttention::SharedAttention;
 
   Operands enter(Operands x) const override {
-    const auto here = to_heads({x.q, x.k, x.v});
-    return {here[0], here[1], here[2]};
+    std::vector<at::Tensor*> places;
+    TensorList given;
+    for (auto* each : {&x.q, &x.k, &x.v}) {
+      if (!each->defined()) continue;
+      places.push_back(each);
+      given.push_back(*each);
+    }
+    const auto here = to_heads(given);
+    for (size_t i = 0; i < here.size(); ++i) *places[i] = here[i];
+    return x;
   }
 
   // lse is that of this rank's heads.
@@ -47,11 +55,14 @@ class UlyssesAttention final : public SharedAttention {
     return {d[0], d[1], d[2]};
   }
 
+  std::vector<plan::Exchange> enter_exchanges(const nn::AttentionSizes& sizes,
+                                              int64_t width) const override {
+    return {of(sizes.rows * sizes.tokens * width, sizes)};
+  }
+
   std::vector<plan::Exchange> forward_exchanges(
       const nn::AttentionSizes& sizes) const override {
-    const int64_t tokens = sizes.rows * sizes.tokens;
-    return {of(tokens * (sizes.query_width + 2 * sizes.key_width), sizes),
-            of(tokens * sizes.query_width, sizes)};
+    return {of(sizes.rows * sizes.tokens * sizes.query_width, sizes)};
   }
 
   std::vector<plan::Exchange> backward_exchanges(

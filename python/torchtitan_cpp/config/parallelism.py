@@ -55,8 +55,10 @@ class Parallelism:
         Annotated[str, OneOf(("headtail", "ptrr"))] | None
     ) = "headtail"
     """How a sequence is dealt out so that all ranks work alike. None: in order."""
-    context_parallel_rotate_method: Literal["allgather", "alltoall"] = "allgather"
-    """How keys and values travel between the ranks of a sequence."""
+    context_parallel_rotate_method: Literal["allgather", "alltoall", "ulysses"] = (
+        "allgather"
+    )
+    """How ranks share keys: all at once, around a ring, or heads for tokens."""
     expert_parallel_degree: Positive = 1
     """Ranks that share the experts. No effect in models without experts."""
     expert_tensor_parallel_degree: Positive = 1

@@ -28,17 +28,7 @@ class Missing:
     """What to set instead."""
 
 
-_ATTENTION_FLAVORS = ("_flex_attn", "_varlen_attn", "_flex", "_varlen")
-
 NOT_SUPPORTED_YET: tuple[Missing, ...] = (
-    Missing(
-        field="model.flavor",
-        needed=lambda c: (
-            c.model.name == "llama3" and c.model.flavor.endswith(_ATTENTION_FLAVORS)
-        ),
-        what="attention with document masks",
-        hint="use the flavor without its suffix",
-    ),
     Missing(
         field="model.converters",
         # Any other name is unknown rather than not supported yet.
@@ -50,12 +40,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         field="parallelism.pipeline_parallel_degree",
         needed=lambda c: c.parallelism.pipeline_parallel_degree > 1,
         what="pipeline parallelism",
-        hint="set 1",
-    ),
-    Missing(
-        field="parallelism.context_parallel_degree",
-        needed=lambda c: c.parallelism.context_parallel_degree > 1,
-        what="context parallelism",
         hint="set 1",
     ),
     Missing(
@@ -123,7 +107,6 @@ WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "debug.moe_force_load_balance": "parallelism.expert_parallel_degree",
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",
-    "parallelism.context_parallel_*": "parallelism.context_parallel_degree",
     "parallelism.expert_*": "parallelism.expert_parallel_degree",
     "parallelism.module_fqns_per_model_part": "parallelism.pipeline_parallel_degree",
     "parallelism.pipeline_parallel_*": "parallelism.pipeline_parallel_degree",

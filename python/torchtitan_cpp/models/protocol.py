@@ -31,14 +31,17 @@ class BaseModelArgs:
         Returns:
             What was expected and found, by the configuration's field.
         """
-        degree = job_config.parallelism.tensor_parallel_degree
-        if degree == 1:
-            return {}
+        degrees = {
+            f"parallelism.{field}": getattr(job_config.parallelism, field)
+            for field in ("tensor_parallel_degree", "context_parallel_degree")
+        }
         return {
-            "parallelism.tensor_parallel_degree": (
+            field: (
                 f"not supported yet for models written in Python (found {degree}); "
                 "set 1"
             )
+            for field, degree in degrees.items()
+            if degree > 1
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,6 +71,13 @@ class CppModule(nn.Module):
             attention: which tokens of a sequence are here; None: all.
         """
 
+    def attention_inputs(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What attention reads beside hidden states, from token ids ``[B, S]``."""
+        return {}
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Learn from the tokenizer of the data which ids have a meaning."""
+
     def _make_parent(self, name: str) -> nn.Module:
         parts = name.split(".")[:-1]
         module: nn.Module = self
@@ -113,4 +121,5 @@ class CppModule(nn.Module):
         if self._built is None or self._built[:2] != (first.device, dtype):
             core = self.build_core(head="logits", device=first.device, dtype=dtype)
             self._built = (first.device, dtype, core)
-        return self._built[2].forward(groups, {"input": tokens})["logits"]
+        values = {"input": tokens, **self.attention_inputs(tokens)}
+        return self._built[2].forward(groups, values)["logits"]

@@ -160,7 +160,7 @@ def _measure(
     }
     return _C.nn.measure(
         model.core,
-        batch,
+        model.deal(batch),
         shape,
         master_dtype=getattr(torch, training.dtype),
         compute_dtype=getattr(torch, compute_dtype(training)),

@@ -17,6 +17,7 @@ FLOAT64 = (
 )
 
 MANY_HEADS = "--model.flavor=tiny_heads"
+DOCUMENTS = "--model.flavor=tiny_heads_flex_attn"
 
 LAYOUTS = {
     "ddp_2": {"replicate": 2},
@@ -28,6 +29,16 @@ LAYOUTS = {
     "tp_4_ring": {"tensor": 4, "ring": 1},
     "fsdp_2_tp_2": {"shard": 2, "tensor": 2},
     "hsdp_2x2_tp_2": {"replicate": 2, "shard": 2, "tensor": 2},
+    "cp_2": {"context": 2},
+    "cp_4_around": {"context": 4, "around": 1},
+    "fsdp_2_cp_2_by_work": {"shard": 2, "context": 2, "by_work": 1},
+    "cp_2_tp_2_documents": {"context": 2, "tensor": 2, "documents": 1},
+    "ddp_2_cp_2_ulysses_documents": {
+        "replicate": 2,
+        "context": 2,
+        "ulysses": 1,
+        "documents": 1,
+    },
 }
 
 
@@ -36,13 +47,19 @@ def degrees(layout: dict[str, int]) -> tuple[str, ...]:
         "replicate": "data-parallel-replicate",
         "shard": "data-parallel-shard",
         "tensor": "tensor-parallel",
+        "context": "context-parallel",
+    }
+    chosen = {
+        "ring": ("--parallelism.enable-async-tensor-parallel",),
+        "around": ("--parallelism.context-parallel-rotate-method=alltoall",),
+        "ulysses": ("--parallelism.context-parallel-rotate-method=ulysses",),
+        "by_work": ("--parallelism.context-parallel-load-balancer=ptrr",),
     }
     flags = tuple(
         f"--parallelism.{name}-degree={layout.get(key, 1)}"
         for key, name in names.items()
     )
-    ring = ("--parallelism.enable-async-tensor-parallel",) if "ring" in layout else ()
-    return flags + ring
+    return flags + sum((each for key, each in chosen.items() if key in layout), ())
 
 
 def one_rank(folder: Path, *flags: str) -> Any:
@@ -59,6 +76,20 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def reference_of_heads(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return one_rank(tmp_path_factory.mktemp("one_rank_of_heads"), MANY_HEADS)
+
+
+@pytest.fixture(scope="module")
+def reference_of_documents(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return one_rank(tmp_path_factory.mktemp("one_rank_of_documents"), DOCUMENTS)
+
+
+def test_attention_within_documents_is_another_training(
+    reference_of_heads: Any, reference_of_documents: Any
+) -> None:
+    losses = [
+        each.dumped(1)["loss"] for each in (reference_of_heads, reference_of_documents)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-6
 
 
 def assert_close(values: Any, references: Any, tolerance: float) -> None:
@@ -79,17 +110,20 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
     data_ranks = sizes.get("replicate", 1) * sizes.get("shard", 1)
     rows, rest = divmod(36, data_ranks * microbatches)
     assert rest == 0
-    many_heads = "tensor" in sizes
-    reference = request.getfixturevalue(
-        "reference_of_heads" if many_heads else "reference"
-    )
+    shared = sizes.get("tensor", 1) * sizes.get("context", 1)
+    name, model = "reference", ()
+    if shared > 1:
+        name, model = "reference_of_heads", (MANY_HEADS,)
+    if "documents" in sizes:
+        name, model = "reference_of_documents", (DOCUMENTS,)
+    reference = request.getfixturevalue(name)
     trained = run(
         tmp_path,
         *FLOAT64,
-        *([MANY_HEADS] if many_heads else []),
+        *model,
         *degrees(sizes),
         f"--training.local-batch-size={rows}",
-        ranks=data_ranks * sizes.get("tensor", 1),
+        ranks=data_ranks * shared,
         trainer="dumping",
     )
     first, expected = trained.dumped(1), reference.dumped(1)

@@ -116,6 +116,32 @@ def test_of_tensor_ranks(
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE_SMALL[2])
 
 
+@pytest.mark.parametrize(
+    ("method", "flavor", "mode"),
+    [
+        ("allgather", "debugmodel", "none"),
+        ("alltoall", "debugmodel_flex_attn", "none"),
+        pytest.param("alltoall", "debugmodel", "full", marks=pytest.mark.slow),
+        pytest.param("ulysses", "debugmodel", "none", marks=pytest.mark.slow),
+    ],
+)
+def test_of_context_ranks(
+    method: str, flavor: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (
+        *JOB,
+        f"--model.flavor={flavor}",
+        "--training.local-batch-size=4",
+        "--training.seq-len=1024",
+        "--parallelism.context-parallel-degree=2",
+        f"--parallelism.context-parallel-rotate-method={method}",
+        *MODES[mode],
+    )
+    run(tmp_path, *flags, ranks=2)
+    expected = planned_mib(flags, 2, monkeypatch)
+    assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE_SMALL[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "flavor", "rows", "mode"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torchtitan_cpp.data import DatasetConfig, register_dataset
 from torchtitan_cpp.models.llama3 import TransformerModelArgs, llama3_args
 
@@ -25,6 +27,9 @@ llama3_args["tiny_heads"] = TransformerModelArgs(
     vocab_size=2048,
     multiple_of=12,
     rope_theta=10000,
+)
+llama3_args["tiny_heads_flex_attn"] = replace(
+    llama3_args["tiny_heads"], attn_type="flex", attn_mask_type="block_causal"
 )
 
 # 29 million parameters.

@@ -30,7 +30,6 @@ from torchtitan_cpp.config.supported import NOT_SUPPORTED_YET, WITHOUT_EFFECT_UN
 # For every row of the table: flags that need the feature, and flags that name it
 # without any effect on the run.
 UNSUPPORTED = {
-    "model.flavor": (["--model.flavor=8B_flex"], ["--model.flavor=8B"]),
     "model.converters": (
         ["--model.converters=float8"],
         ["--quantize.linear.float8.filter_fqns=output", "--model.converters="],
@@ -43,10 +42,6 @@ UNSUPPORTED = {
             "--parallelism.module_fqns_per_model_part=[]",
             "--parallelism.pipeline_parallel_microbatch_size=3",
         ],
-    ),
-    "parallelism.context_parallel_degree": (
-        ["--parallelism.context_parallel_degree=2"],
-        ["--parallelism.context_parallel_rotate_method=alltoall"],
     ),
     "parallelism.expert_parallel_degree": (
         ["--parallelism.expert_parallel_degree=2"],

@@ -1,12 +1,14 @@
 """Llama 3 as users see it in Python: a module like any other."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
 from torchtitan_cpp import get_train_spec
+from torchtitan_cpp.config import load_config
 from torchtitan_cpp.models.llama3 import (
     RoPEScalingArgs,
     Transformer,
@@ -17,6 +19,7 @@ from torchtitan_cpp.models.llama3.state_dict_adapter import (
     Llama3StateDictAdapter,
     hf_config,
 )
+from torchtitan_cpp.nn.documents import document_starts
 
 SMALL = TransformerModelArgs(
     dim=48,
@@ -147,9 +150,58 @@ def test_flavors_have_the_published_sizes(flavor, params):
     assert flops == args.to_core().flops_per_token(2048)
 
 
-def test_flavors_with_document_masks_are_refused():
-    with pytest.raises(ValueError, match="not supported yet.*flex.*block_causal"):
-        Transformer(llama3_args["debugmodel_flex_attn"])
+def test_documents_begin_behind_the_end_of_text():
+    eos = 7
+    tokens = torch.tensor([[1, 7, 2, 3, 7, 7, 4], [7, 1, 2, 3, 4, 5, 7]])
+    starts = document_starts(tokens, eos)
+    assert starts.tolist() == [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1]]
+    assert starts.dtype == torch.int64
+
+
+@pytest.mark.parametrize("attn_type", ["flex", "varlen"])
+def test_a_document_is_read_as_if_it_were_alone(attn_type):
+    """Rotary embedding knows distances only, so that its place does not matter."""
+    torch.manual_seed(0)
+    args = small(attn_type=attn_type, attn_mask_type="block_causal")
+    args.eos_id = 5
+    model = Transformer(args).double()
+    first, second = torch.randint(6, 60, (2, 1, 6))
+    first[0, -1] = args.eos_id
+    together = model(torch.cat([first, second], dim=1))
+    torch.testing.assert_close(together[:, :6], model(first), rtol=0, atol=1e-12)
+    torch.testing.assert_close(together[:, 6:], model(second), rtol=0, atol=1e-12)
+    causal = Transformer(small()).double()
+    causal.load_state_dict(model.state_dict())
+    alone = causal(torch.cat([first, second], dim=1))[:, 6:]
+    assert (alone - together[:, 6:]).abs().max() > 1e-3
+
+
+def test_an_attention_and_a_mask_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="attn_type 'sdpa'.*'block_causal'"):
+        Transformer(small(attn_mask_type="block_causal"))
+
+
+def test_documents_need_a_token_that_ends_them():
+    args = small(attn_type="flex", attn_mask_type="block_causal")
+    with torch.device("meta"):
+        model = Transformer(args)
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        model.use_tokenizer(SimpleNamespace(eos_id=None))
+    model.use_tokenizer(SimpleNamespace(eos_id=3))
+    assert args.eos_id == 3
+
+
+def test_exchanging_heads_needs_key_heads_for_every_rank():
+    def config(*flags):
+        method = "--parallelism.context_parallel_rotate_method=ulysses"
+        return load_config([method, *flags]).config
+
+    args = small(n_heads=4, n_kv_heads=2)
+    two = "--parallelism.context_parallel_degree=2"
+    assert args.find_misfits(config(two)) == {}
+    divided = config(two, "--parallelism.tensor_parallel_degree=2")
+    misfit = args.find_misfits(divided)["parallelism.context_parallel_degree"]
+    assert "a divisor of the 1 key heads" in misfit and "found 2" in misfit
 
 
 def test_a_token_outside_the_vocabulary_is_an_error():

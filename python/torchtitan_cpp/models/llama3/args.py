@@ -52,11 +52,11 @@ class TransformerModelArgs(BaseModelArgs):
     depth_init: bool = True
     """Initial deviation of block outputs falls with depth, else is the same."""
     attn_type: str = "sdpa"
-    """Only "sdpa" so far; "flex" and "varlen" need document masks."""
+    """"sdpa", "flex" or "varlen": names of torchtitan's for one kernel here."""
     attn_mask_type: str = "causal"
-    """Only "causal" so far."""
+    """"causal", or with flex and varlen "block_causal": within documents."""
     eos_id: int = 0
-    """Token that ends a document, for document masks."""
+    """Token that ends a document; a run takes that of its tokenizer."""
     enable_weight_tying: bool = False
     """The output layer uses the embedding's weight."""
 
@@ -67,6 +67,11 @@ class TransformerModelArgs(BaseModelArgs):
         if self.ffn_dim_multiplier is not None:
             width = int(self.ffn_dim_multiplier * width)
         return -(-width // self.multiple_of) * self.multiple_of
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether attention stays within documents."""
+        return self.attn_mask_type == "block_causal"
 
     def update_from_config(self, job_config: Any, **kwargs: Any) -> None:
         seq_len = job_config.training.seq_len
@@ -90,10 +95,27 @@ class TransformerModelArgs(BaseModelArgs):
             core = self.to_core()
         except ValueError:
             return misfits  # of no degree; told where the model is built
-        degree = job_config.parallelism.tensor_parallel_degree
+        parallelism = job_config.parallelism
+        degree = parallelism.tensor_parallel_degree
         if misfit := _C.models.llama.tensor_parallel_misfit(core, degree):
             misfits["parallelism.tensor_parallel_degree"] = misfit
+        elif context_misfit := self._context_misfit(parallelism):
+            misfits["parallelism.context_parallel_degree"] = context_misfit
         return misfits
+
+    def _context_misfit(self, parallelism: Any) -> str | None:
+        """Why ranks cannot exchange heads for tokens."""
+        degree = parallelism.context_parallel_degree
+        heads = (self.n_kv_heads or self.n_heads) // parallelism.tensor_parallel_degree
+        method = parallelism.context_parallel_rotate_method
+        if method != "ulysses" or heads % degree == 0:
+            return None
+        fits = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        return (
+            f"expected a divisor of the {heads} key heads of a tensor rank "
+            f"({', '.join(fits)}) with context_parallel_rotate_method 'ulysses', found "
+            f"{degree}"
+        )
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         core = self.to_core()
@@ -103,13 +125,17 @@ class TransformerModelArgs(BaseModelArgs):
         """The same sizes for the C++ model.
 
         Raises:
-            ValueError: for sizes that do not fit together, or an attention or mask
-                that is not supported yet.
+            ValueError: for sizes, or an attention and a mask, that do not fit
+                together.
         """
-        if (self.attn_type, self.attn_mask_type) != ("sdpa", "causal"):
+        masks = {"sdpa": ("causal",)} | dict.fromkeys(
+            ("flex", "varlen"), ("causal", "block_causal")
+        )
+        if self.attn_mask_type not in masks.get(self.attn_type, ()):
             raise ValueError(
-                f"not supported yet: attn_type {self.attn_type!r} with attn_mask_type "
-                f"{self.attn_mask_type!r}; expected 'sdpa' with 'causal'"
+                f"attn_type {self.attn_type!r} with attn_mask_type "
+                f"{self.attn_mask_type!r}: expected 'sdpa' with 'causal', or 'flex' or "
+                "'varlen' with 'causal' or 'block_causal'"
             )
         scaling = self.rope_scaling_args
         return _C.models.llama.Args(
@@ -132,7 +158,7 @@ class TransformerModelArgs(BaseModelArgs):
             max_seq_len=self.max_seq_len,
             depth_init=self.depth_init,
             tied_embeddings=self.enable_weight_tying,
-            document_masks=False,
+            document_masks=self.masks_documents,
         )
 
 

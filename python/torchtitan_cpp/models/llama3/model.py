@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.models.llama3.args import TransformerModelArgs
 from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.nn.documents import document_starts
 from torchtitan_cpp.parallel import Group
 
 
@@ -23,6 +26,26 @@ class Transformer(CppModule):
     def __init__(self, model_args: TransformerModelArgs) -> None:
         self.model_args = model_args
         super().__init__()
+
+    def attention_inputs(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not self.model_args.masks_documents:
+            return {}
+        return {"document_starts": document_starts(tokens, self.model_args.eos_id)}
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Documents end with its end-of-text token.
+
+        Raises:
+            ValueError: if attention stays within documents and it has no such token.
+        """
+        if not self.model_args.masks_documents:
+            return
+        if tokenizer.eos_id is None:
+            raise ValueError(
+                "model.hf_assets_path: the tokenizer has no end-of-text token, with "
+                "which this flavor tells documents apart"
+            )
+        self.model_args.eos_id = tokenizer.eos_id
 
     def build_core(
         self,
