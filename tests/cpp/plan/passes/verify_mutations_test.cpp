@@ -170,6 +170,7 @@ class Interpreter {
           outcome_.weights[group] -= kRate * clip * gradient;
         }
         return;
+      default: fail();  // of a pipeline
     }
   }
 
