@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.compilation import compile_model, has_budget_of_compiler
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
@@ -86,6 +87,7 @@ def build_model(
                     f"parallelism.{field}: not supported yet for models written in "
                     f"Python ({type(module).__name__}); set 1"
                 )
+        loss_fn = compile_model(module, loss_fn, job_config)
         python = PythonModel(module, loss_fn)
         core = python.build_core()
     applied = _C.parallel.apply(
@@ -99,7 +101,7 @@ def build_model(
         device=world.device,
         reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward,
         overlap_depth=1,
-        recompute=_recompute_policy(job_config, dtype),
+        recompute=_recompute_policy(job_config, dtype, is_python=python is not None),
         num_microbatches=accumulation,
         early_optimizer_step=job_config.optimizer.early_step_in_backward,
     )
@@ -145,9 +147,16 @@ def _is_by_operation(job_config: JobConfig) -> bool:
 
 
 def _recompute_policy(
-    job_config: JobConfig, dtype: torch.dtype
+    job_config: JobConfig, dtype: torch.dtype, *, is_python: bool
 ) -> _C.parallel.Recompute:
     ac, training = job_config.activation_checkpoint, job_config.training
+    if is_python and has_budget_of_compiler(job_config):
+        return _C.parallel.Recompute(mode="none")
+    if is_python and ac.mode == "memory_budget":
+        raise ValueError(
+            "activation_checkpoint.mode: memory_budget needs compile.enable for models "
+            "written in Python, whose operations only a compiler knows"
+        )
     by_operation = _is_by_operation(job_config)
     every = ac.selective_ac_option if ac.mode == "selective" else "1"
     return _C.parallel.Recompute(

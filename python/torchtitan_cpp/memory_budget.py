@@ -18,7 +18,8 @@ Cost = tuple[int, int]
 def write_asked_curve(applied: _C.parallel.Applied, job_config: JobConfig) -> None:
     """Write the curve into the dump folder if the configuration asks for it."""
     section = job_config.activation_checkpoint
-    if section.mode == "memory_budget" and section.visualize_memory_budget_pareto:
+    is_asked = section.visualize_memory_budget_pareto and applied.memory_budget_curve
+    if section.mode == "memory_budget" and is_asked:
         folder = Path(job_config.job.dump_folder) / "memory_budget_pareto"
         write_curve(applied, folder)
 

@@ -9,6 +9,7 @@ import torch
 
 from torchtitan_cpp.config import compute_dtype, reduce_dtype
 from torchtitan_cpp.metrics.summary import RunSummary
+from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ def _describe_tokenizer(trainer: Trainer) -> str | None:
 
 def _describe_recompute(trainer: Trainer) -> str:
     section = trainer.job_config.activation_checkpoint
+    compiled = not isinstance(trainer.model.module, CppModule)
+    if section.mode == "memory_budget" and compiled:
+        return f"memory budget {section.memory_budget:g}, by the compiler"
     if section.mode == "memory_budget":
         kept, again = trainer.model.applied.memory_budget_choice
         return (
@@ -129,6 +133,16 @@ def _describe_optimizer(trainer: Trainer) -> str:
     )
 
 
+def _describe_compilation(trainer: Trainer) -> str:
+    if isinstance(trainer.model.module, CppModule):
+        return "compile.enable changes nothing: C++ models are fused as they are"
+    section = trainer.job_config.compile
+    parts = " and ".join(
+        {"model": "each layer", "loss": "the loss"}[name] for name in section.components
+    )
+    return f"{section.backend} compiles {parts or 'nothing'} at the first call"
+
+
 def _describe_clipping(trainer: Trainer) -> str:
     if trainer.job_config.optimizer.early_step_in_backward:
         return "none: max_norm is unused with early_step_in_backward"
@@ -141,4 +155,6 @@ def _notes(trainer: Trainer) -> list[str]:
         trainer.world.device.type == "cpu"
     ):
         notes.append("enable_cpu_offload changes nothing on a CPU run")
+    if trainer.job_config.compile.enable:
+        notes.append(_describe_compilation(trainer))
     return notes

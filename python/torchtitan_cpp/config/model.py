@@ -59,7 +59,7 @@ class Compile:
     """Compilation of Python models."""
 
     enable: bool = False
-    """Compile the components below."""
+    """Compile the components below. C++ models need none."""
     components: list[str] = field(default_factory=lambda: ["model", "loss"])
     """What is compiled: model, loss."""
     backend: Name = "inductor"

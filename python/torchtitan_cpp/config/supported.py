@@ -49,12 +49,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set 1",
     ),
     Missing(
-        field="compile.enable",
-        needed=lambda c: c.compile.enable,
-        what="compilation of Python models",
-        hint="set false; the C++ models need none",
-    ),
-    Missing(
         field="checkpoint.async_mode",
         needed=lambda c: c.checkpoint.enable and c.checkpoint.async_mode != "disabled",
         what="saving while training goes on",
@@ -102,8 +96,6 @@ WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "checkpoint.enable_ft_dataloader_checkpoints": "fault_tolerance.enable",
     "comm.save_traces_file_prefix": "comm.trace_buf_size",
     "comm.save_traces_folder": "comm.trace_buf_size",
-    "compile.backend": "compile.enable",
-    "compile.components": "compile.enable",
     "debug.moe_force_load_balance": "parallelism.expert_parallel_degree",
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",

@@ -98,6 +98,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
     assert losses(folder / "cut") == losses(folder / "whole")
 
 
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_compiled_layers_train_alike(folder: Path, backend: str) -> None:
+    shared = ("--training.steps=3", "--activation_checkpoint.mode=full")
+    train(folder, *shared, "--job.dump_folder=plain")
+    output = train(
+        folder,
+        *shared,
+        "--compile.enable",
+        f"--compile.backend={backend}",
+        "--job.dump_folder=compiled",
+    )
+    assert f"{backend} compiles each layer and the loss at the first call" in output
+    expected = losses(folder / "plain")
+    assert losses(folder / "compiled") == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_needs_a_compiler_says_so(folder: Path) -> None:
+    budget = ("--training.steps=1", "--activation_checkpoint.mode=memory_budget")
+    output = train(folder, *budget, fails=True)
+    assert "memory_budget needs compile.enable for models written in Python" in output
+    backend = "--compile.backend=aot_eager"
+    output = train(folder, *budget, "--compile.enable", backend)
+    assert "memory budget 0.5, by the compiler" in output
+
+
 def test_a_function_that_applies_parallelism_is_refused(folder: Path) -> None:
     source = example().replace("state_dict_adapter=None", "parallelize_fn=print")
     (folder / "my_model.py").write_text(source)

@@ -52,6 +52,11 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(
             )
 
 
+def test_compilation_changes_nothing_of_a_cpp_model(tmp_path: Path) -> None:
+    output = run(tmp_path, "--compile.enable", "--training.steps=1").output
+    assert "compile.enable changes nothing: C++ models are fused as they are" in output
+
+
 def test_the_curve_of_memory_budgets_is_written_where_it_is_asked_for(
     tmp_path: Path,
 ) -> None:

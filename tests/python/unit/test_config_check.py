@@ -50,7 +50,6 @@ UNSUPPORTED = {
             "--parallelism.expert_parallel_comm_backend=deepep",
         ],
     ),
-    "compile.enable": (["--compile.enable"], ["--compile.components=model"]),
     "checkpoint.async_mode": (
         ["--checkpoint.enable", "--checkpoint.async_mode=async"],
         ["--checkpoint.async_mode=async_with_pinned_mem"],
@@ -245,7 +244,11 @@ def test_the_data_parallel_degree_counts_replicas_and_shards():
 
 def test_values_problems_and_unsupported_features_are_reported_together():
     loaded = read_config(
-        ["--training.steps=0", "--compile.enable", "--training.global_batch_size=9"]
+        [
+            "--training.steps=0",
+            "--fault_tolerance.enable",
+            "--training.global_batch_size=9",
+        ]
         + ["--comm.mode=fake_backend"]
     )
     with pytest.raises(ConfigError) as caught:
@@ -253,7 +256,7 @@ def test_values_problems_and_unsupported_features_are_reported_together():
     assert [problem.field for problem in caught.value.problems] == [
         "training.steps",
         "training.global_batch_size",
-        "compile.enable",
+        "fault_tolerance.enable",
     ]
 
 
@@ -334,7 +337,7 @@ def explained(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_prints_values_origins_and_what_is_not_supported_yet():
-    shown = explained("--training.steps=3", "--compile.enable")
+    shown = explained("--training.steps=3", "--fault_tolerance.enable")
     assert shown.returncode == 0, shown.stderr
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "steps = 3 # flag --training.steps" in lines
@@ -343,7 +346,7 @@ def test_the_command_prints_values_origins_and_what_is_not_supported_yet():
         for line in lines
     )
     assert "total_steps = None # default" in lines
-    assert any("compile.enable: not supported yet" in line for line in lines)
+    assert any("fault_tolerance.enable: not supported yet" in line for line in lines)
 
 
 def test_the_command_fails_for_a_wrong_value_and_still_shows_the_rest():

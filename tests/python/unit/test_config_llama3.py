@@ -135,11 +135,10 @@ _OF_EACH = {
 NOT_SUPPORTED = {
     "debug_model": [],
     "llama3_1b": [],
-    "llama3_8b": ["activation_checkpoint.selective_ac_option"],
+    "llama3_8b": [],
     "llama3_70b": [],
     "llama3_405b": [
         "model.converters",
-        "compile.enable",
     ],
 }
 
