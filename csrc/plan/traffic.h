@@ -20,7 +20,8 @@ struct Traffic {
   bool operator==(const Traffic&) const = default;
 };
 
-// Mesh axis and verb ("all_gather", "reduce_scatter", "all_reduce").
+// Mesh axis and verb ("all_gather", "reduce_scatter", "all_reduce"; of segments also
+// "all_to_all", "send" and "recv").
 using Channel = std::pair<std::string, std::string>;
 
 // The collective that a start runs for a group, on its axis.

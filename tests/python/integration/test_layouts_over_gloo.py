@@ -32,6 +32,7 @@ LAYOUTS = {
     "cp_2": {"context": 2},
     "cp_4_around": {"context": 4, "around": 1},
     "fsdp_2_cp_2_by_work": {"shard": 2, "context": 2, "by_work": 1},
+    "cp_2_ulysses_by_operation": {"context": 2, "ulysses": 1, "by_operation": 1},
     "cp_2_tp_2_documents": {"context": 2, "tensor": 2, "documents": 1},
     "ddp_2_cp_2_ulysses_documents": {
         "replicate": 2,
@@ -53,6 +54,10 @@ def degrees(layout: dict[str, int]) -> tuple[str, ...]:
         "ring": ("--parallelism.enable-async-tensor-parallel",),
         "around": ("--parallelism.context-parallel-rotate-method=alltoall",),
         "ulysses": ("--parallelism.context-parallel-rotate-method=ulysses",),
+        "by_operation": (
+            "--activation-checkpoint.mode=selective",
+            "--activation-checkpoint.selective-ac-option=op",
+        ),
         "by_work": ("--parallelism.context-parallel-load-balancer=ptrr",),
     }
     flags = tuple(
@@ -132,6 +137,33 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
     assert first["grad_norm"] > 0.5
     assert_close(first["gradients"], expected["gradients"], 1e-10)
     assert_close(trained.dumped(5)["weights"], reference.dumped(5)["weights"], 1e-9)
+
+
+def test_validation_over_ranks_that_share_sequences_is_that_of_one(
+    tmp_path: Path,
+) -> None:
+    flags = (
+        *FLOAT64,
+        DOCUMENTS,
+        "--training.global-batch-size=4",
+        "--training.local-batch-size=4",
+        "--validation.enable",
+        "--validation.dataset=tiny_text",
+        "--validation.local-batch-size=2",
+        "--validation.seq-len=8",
+        "--validation.freq=2",
+        "--validation.steps=3",
+    )
+
+    def validated(folder: Path, ranks: int, *layout: str) -> list[float]:
+        run(folder, *flags, *layout, ranks=ranks)
+        lines = (folder / "validation.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    expected = validated(tmp_path / "one", 1)
+    assert len(expected) == 3
+    context = "--parallelism.context-parallel-degree=2"
+    assert validated(tmp_path / "two", 2, context) == pytest.approx(expected, rel=1e-9)
 
 
 def test_torchrun_starts_the_same_job(reference: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@
 #include "collectives/recording.h"
 #include "core/memory_counter.h"
 #include "models/llama/model.h"
+#include "parallel/context/attention.h"
 
 namespace torchtitan::models::llama {
 namespace {
@@ -24,7 +25,9 @@ std::vector<bool> subset(unsigned bits) {
   return kept;
 }
 
-nn::Model build_model(const nn::TensorAxis& axis, at::ScalarType table = at::kDouble) {
+nn::Model build_model(
+    const nn::TensorAxis& axis, at::ScalarType table = at::kDouble,
+    const std::shared_ptr<nn::AttentionKernel>& attention = nn::local_attention()) {
   return build({.dim = kDim,
                 .n_layers = 1,
                 .n_heads = 8,
@@ -41,14 +44,19 @@ nn::Model build_model(const nn::TensorAxis& axis, at::ScalarType table = at::kDo
                 .device = at::kCPU,
                 .dtype = table,
                 .axis = axis,
-                .loss_parallel = true});
+                .loss_parallel = true,
+                .attention = attention});
 }
 
 struct BlockRun {
-  explicit BlockRun(const nn::TensorAxis& axis, at::Device device = at::kCPU,
-                    at::ScalarType dtype = at::kDouble)
-      : model(build_model(axis, dtype == at::kDouble ? at::kDouble : at::kFloat)),
-        block(*model.segments[1]), length(kLength / axis.size()) {
+  explicit BlockRun(
+      const nn::TensorAxis& axis, at::Device device = at::kCPU,
+      at::ScalarType dtype = at::kDouble,
+      const std::shared_ptr<nn::AttentionKernel>& attention = nn::local_attention())
+      : model(build_model(axis, dtype == at::kDouble ? at::kDouble : at::kFloat,
+                          attention)),
+        block(*model.segments[1]),
+        length(kLength / (axis.size() * attention->ranks())) {
     const auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
     for (const auto& parameter : model.groups[1].parameters) {
       auto leaf =
@@ -185,32 +193,51 @@ TEST(LlamaRecompute, FlopsAreThoseOfWhatIsMissing) {
   EXPECT_EQ(of((1U << kOperations) - 1), 0);
 }
 
+// What a run's recomputations send, and say that they send, by verb.
+void expect_to_send_what_it_says(BlockRun& run, collectives::Recorder& recorder) {
+  const auto expected = run.gradients(nullptr);
+  for (unsigned bits = 0; bits < 1U << kOperations; bits += 3) {
+    const auto kept = subset(bits);
+    std::map<std::string, std::pair<int64_t, int64_t>> said, sent;
+    const auto found = run.gradients(&kept, [&](bool before) {
+      if (before) return recorder.reset();
+      for (const auto& [key, traffic] : recorder.totals()) {
+        sent[key.second] = {traffic.calls, traffic.bytes};
+      }
+    });
+    for (const auto& exchange : run.block.exchanges({run.x}, run.weights).recompute) {
+      said[exchange.verb].first += 1;
+      said[exchange.verb].second += exchange.bytes;
+    }
+    EXPECT_EQ(sent, said) << bits;
+    expect_equal(found, expected, "kept " + std::to_string(bits));
+  }
+}
+
 TEST(LlamaRecompute, OverTensorRanksItSendsWhatItSays) {
-  const BlockRun whole({});
   const collectives::LocalWorld world(2, std::chrono::seconds(60));
   world.run([&](int64_t rank) {
     const auto recorder = std::make_shared<collectives::Recorder>();
     const nn::TensorAxis axis(collectives::recorded(world.group(rank, "tp"), recorder),
                               nn::Overlap::kNone);
     BlockRun run(axis);
-    const auto expected = run.gradients(nullptr);
-    for (unsigned bits = 0; bits < 1U << kOperations; bits += 3) {
-      const auto kept = subset(bits);
-      std::map<std::string, std::pair<int64_t, int64_t>> said, sent;
-      const auto found = run.gradients(&kept, [&](bool before) {
-        if (before) return recorder->reset();
-        for (const auto& [key, traffic] : recorder->totals()) {
-          sent[key.second] = {traffic.calls, traffic.bytes};
-        }
-      });
-      for (const auto& exchange : run.block.exchanges({run.x}, run.weights).recompute) {
-        said[exchange.verb].first += 1;
-        said[exchange.verb].second += exchange.bytes;
-      }
-      EXPECT_EQ(sent, said) << bits;
-      expect_equal(found, expected, "kept " + std::to_string(bits));
-    }
+    expect_to_send_what_it_says(run, *recorder);
   });
+}
+
+TEST(LlamaRecompute, OverContextRanksItSendsWhatItSays) {
+  using parallel::context::Method;
+  for (const Method method : {Method::kAllGather, Method::kRing, Method::kUlysses}) {
+    const collectives::LocalWorld world(2, std::chrono::seconds(60));
+    world.run([&](int64_t rank) {
+      const auto recorder = std::make_shared<collectives::Recorder>();
+      BlockRun run({}, at::kCPU, at::kDouble,
+                   parallel::context::attention(
+                       collectives::recorded(world.group(rank, "cp"), recorder), method,
+                       parallel::context::Balance::kHeadTail));
+      expect_to_send_what_it_says(run, *recorder);
+    });
+  }
 }
 
 // The differentiable form runs again as a whole.
