@@ -8,7 +8,6 @@
 #include "nn/detached_call.h"
 #include "nn/initialize.h"
 #include "nn/loss_segment.h"
-#include "nn/measure.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
 
@@ -137,23 +136,6 @@ void bind_nn(py::module_ module) {
       "the sum of the loss and passes each segment by `progress.call`. Groups are "
       "(name, stays gathered, [(parameter, shape)]), segments (name, [group]); the "
       "last segment is what comes after the last call.");
-  module.def(
-      "measure",
-      [](const nn::Model& model, const std::map<std::string, at::Tensor>& batch,
-         const plan::StepShape& shape, at::ScalarType master_dtype,
-         at::ScalarType compute_dtype, at::ScalarType reduce_dtype) {
-        return nn::measure(model,
-                           {.master_dtype = master_dtype,
-                            .compute_dtype = compute_dtype,
-                            .reduce_dtype = reduce_dtype,
-                            .device = at::Device(at::kMeta)},
-                           batch, shape);
-      },
-      py::arg("model"), py::arg("batch"), py::arg("shape"), py::kw_only(),
-      py::arg("master_dtype"), py::arg("compute_dtype"), py::arg("reduce_dtype"),
-      py::call_guard<py::gil_scoped_release>(),
-      "The step's shape with the bytes of every segment, found by running the model on "
-      "meta tensors. `batch` is one microbatch.");
   module.def(
       "initial_value",
       [](const nn::ParameterSpec& parameter, uint64_t seed) {

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "nn/measure.h"
 #include "parallel/apply.h"
 #include "parallel/context/attention.h"
 
@@ -56,6 +57,8 @@ void bind_parallel(py::module_ module) {
            "activations of `dtype`.");
   py::class_<Applied>(module, "Applied", "A model's parameter groups and its programs.")
       .def_readonly("groups", &Applied::groups)
+      .def_readonly("segments", &Applied::segments,
+                    "Of the whole model, by segment of this rank's part.")
       .def_readonly("recompute", &Applied::recompute, "By segment.")
       .def_property_readonly(
           "memory_budget_curve",
@@ -84,33 +87,62 @@ void bind_parallel(py::module_ module) {
             return plan::to_string(applied.training_program);
           },
           "The program of one step, a line an action.");
+  py::class_<parallel::pipeline::Part>(module, "Part",
+                                       "The part of a model that one rank has.")
+      .def_readonly("segments", &parallel::pipeline::Part::segments,
+                    "Of the whole model, by segment of the part.");
+  module.def("whole", &parallel::whole, py::arg("model"),
+             "A model that lies whole on every rank of the pipeline axis.");
+  module.def("take_part", &parallel::pipeline::take_part, py::arg("model"),
+             py::kw_only(), py::arg("segments_per_stage"), py::arg("rank_of_stage"),
+             py::arg("rank"),
+             "The segments of the stages of a rank, and the parameters that they use.");
+  module.def("as_part", &parallel::pipeline::as_part, py::arg("model"), py::kw_only(),
+             py::arg("segments_per_stage"), py::arg("rank_of_stage"), py::arg("rank"),
+             "The same for a model with a forward of its own that was made for the "
+             "stages of the rank; `segments_per_stage` are theirs.");
+  py::class_<parallel::PipelineOptions>(module, "PipelineOptions",
+                                        "Schedules of a pipeline.")
+      .def(py::init([](const collectives::Group& group,
+                       plan::schedules::Schedule training, int64_t rounds,
+                       plan::schedules::Schedule evaluation) {
+             return parallel::PipelineOptions{.group = group,
+                                              .training = std::move(training),
+                                              .rounds = rounds,
+                                              .evaluation = std::move(evaluation)};
+           }),
+           py::kw_only(), py::arg("group"), py::arg("training"), py::arg("rounds"),
+           py::arg("evaluation"));
   module.def(
       "apply",
-      [](const nn::Model& model, const collectives::Group& shards,
+      [](const parallel::pipeline::Part& part, const collectives::Group& shards,
          const collectives::Group& replicas, const collectives::Group& tensor,
          at::ScalarType master_dtype, at::ScalarType compute_dtype,
          at::ScalarType reduce_dtype, at::Device device,
          const std::string& reshard_after_forward, int64_t overlap_depth,
-         const Policy& recompute, int64_t num_microbatches, bool early_optimizer_step) {
+         const Policy& recompute, int64_t num_microbatches, bool early_optimizer_step,
+         std::optional<parallel::PipelineOptions> pipeline) {
         return parallel::apply(
-            model, {.shards = shards,
-                    .replicas = replicas,
-                    .tensor = tensor,
-                    .parameters = {.master_dtype = master_dtype,
-                                   .compute_dtype = compute_dtype,
-                                   .reduce_dtype = reduce_dtype,
-                                   .device = device},
-                    .reshard_after_forward = parse_reshard(reshard_after_forward),
-                    .overlap_depth = overlap_depth,
-                    .recompute = recompute,
-                    .num_microbatches = num_microbatches,
-                    .early_optimizer_step = early_optimizer_step});
+            part, {.shards = shards,
+                   .replicas = replicas,
+                   .tensor = tensor,
+                   .parameters = {.master_dtype = master_dtype,
+                                  .compute_dtype = compute_dtype,
+                                  .reduce_dtype = reduce_dtype,
+                                  .device = device},
+                   .reshard_after_forward = parse_reshard(reshard_after_forward),
+                   .overlap_depth = overlap_depth,
+                   .recompute = recompute,
+                   .num_microbatches = num_microbatches,
+                   .early_optimizer_step = early_optimizer_step,
+                   .pipeline = std::move(pipeline)});
       },
-      py::arg("model"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
+      py::arg("part"), py::kw_only(), py::arg("shards"), py::arg("replicas"),
       py::arg("tensor"), py::arg("master_dtype"), py::arg("compute_dtype"),
       py::arg("reduce_dtype"), py::arg("device"), py::arg("reshard_after_forward"),
       py::arg("overlap_depth"), py::arg("recompute"), py::arg("num_microbatches"),
-      py::arg("early_optimizer_step"), py::call_guard<py::gil_scoped_release>(),
+      py::arg("early_optimizer_step"), py::arg("pipeline") = std::nullopt,
+      py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs.");
   module.def(
       "context_attention",
@@ -125,6 +157,24 @@ void bind_parallel(py::module_ module) {
       "Attention of ranks that share sequences. `rotate_method` is 'allgather', "
       "'alltoall' (around a ring) or 'ulysses' (heads for tokens), `load_balancer` "
       "'headtail', 'none' or 'ptrr'.");
+  module.def(
+      "measure",
+      [](const nn::Model& whole, const Applied& applied,
+         const std::map<std::string, at::Tensor>& batch, const plan::StepShape& shape,
+         at::ScalarType master_dtype, at::ScalarType compute_dtype,
+         at::ScalarType reduce_dtype) {
+        return nn::measure(whole, applied.model, applied.stages,
+                           {.master_dtype = master_dtype,
+                            .compute_dtype = compute_dtype,
+                            .reduce_dtype = reduce_dtype,
+                            .device = at::Device(at::kMeta)},
+                           batch, shape);
+      },
+      py::arg("whole"), py::arg("applied"), py::arg("batch"), py::arg("shape"),
+      py::kw_only(), py::arg("master_dtype"), py::arg("compute_dtype"),
+      py::arg("reduce_dtype"), py::call_guard<py::gil_scoped_release>(),
+      "The shape of the rank's step with the bytes of every segment, found by running "
+      "its part of the model on meta tensors. `batch` is one microbatch.");
 }
 
 }  // namespace torchtitan::bindings

@@ -172,9 +172,11 @@ void bind_programs(py::module_& module) {
       "a gather starts ahead and that run during a reduction.",
       py::arg("shape"), py::kw_only(), py::arg("prefetch_depth"),
       py::arg("reduce_depth"), py::arg("optimizer"), WithoutGil());
-  module.def("build_forward_program", &passes::build_forward_program,
-             "The actions of a validation step.", py::arg("shape"), py::kw_only(),
-             py::arg("prefetch_depth"), WithoutGil());
+  module.def(
+      "build_forward_program",
+      py::overload_cast<const StepShape&, int64_t>(&passes::build_forward_program),
+      "The actions of a validation step.", py::arg("shape"), py::kw_only(),
+      py::arg("prefetch_depth"), WithoutGil());
 
   py::enum_<ProgramKind>(module, "ProgramKind", "What a program must do.")
       .value("TRAINING", ProgramKind::kTraining)

@@ -25,21 +25,24 @@ void bind_train(py::module_ module) {
       .def_readonly("loss_sum", &Evaluation::loss_sum)
       .def_readonly("num_tokens", &Evaluation::num_tokens);
   py::class_<Step>(module, "Step", "The hot training step.")
-      .def(py::init([](const nn::Model& model, const parallel::Applied& applied,
+      .def(py::init([](const parallel::Applied& applied,
                        std::shared_ptr<optim::Optimizer> optimizer,
                        const collectives::Group& loss_axis, double max_norm) {
-             return std::make_unique<Step>(
-                 train::StepParts{.model = model,
-                                  .groups = applied.groups,
-                                  .recompute = applied.recompute,
-                                  .training_program = applied.training_program,
-                                  .evaluation_program = applied.evaluation_program,
-                                  .optimizer = std::move(optimizer),
-                                  .loss_axis = loss_axis,
-                                  .tensor_axis = applied.tensor,
-                                  .max_norm = max_norm});
+             return std::make_unique<Step>(train::StepParts{
+                 .model = applied.model,
+                 .groups = applied.groups,
+                 .recompute = applied.recompute,
+                 .training_program = applied.training_program,
+                 .stages = applied.stages,
+                 .evaluation_program = applied.evaluation_program,
+                 .evaluation_microbatches = applied.evaluation_microbatches,
+                 .optimizer = std::move(optimizer),
+                 .loss_axis = loss_axis,
+                 .tensor_axis = applied.tensor,
+                 .pipeline_axis = applied.pipeline,
+                 .max_norm = max_norm});
            }),
-           py::arg("model"), py::arg("applied"), py::arg("optimizer"), py::kw_only(),
+           py::arg("applied"), py::arg("optimizer"), py::kw_only(),
            py::arg("loss_axis"), py::arg("max_norm"))
       .def(
           "run", &Step::run, py::arg("microbatches"), py::kw_only(),

@@ -1,5 +1,6 @@
 #include "nn/measure.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
 
@@ -33,8 +34,11 @@ int64_t new_bytes(const TensorList& tensors, const TensorList& known) {
 
 class Chain {
  public:
-  Chain(const Model& model, const GroupOptions& options, const Values& batch)
-      : model_(model), values_(batch), saved_(model.segments.size()) {
+  // `crossing` has a tensor like each value that crosses a boundary of stages.
+  Chain(const Model& model, const Stages& stages, const GroupOptions& options,
+        const Values& batch, const Values& crossing)
+      : model_(model), stages_(stages), crossing_(crossing), values_(batch),
+        saved_(model.segments.size()) {
     GroupOptions meta = options;
     meta.device = at::Device(at::kMeta);
     for (const auto& spec : model.groups) {
@@ -46,6 +50,10 @@ class Chain {
 
   void forward(size_t index, plan::SegmentShape& shape) {
     Segment& segment = *model_.segments[index];
+    for (size_t i = 0; i < stages_.shapes.size(); ++i) {
+      if (stages_.shapes[i].first_segment != static_cast<int64_t>(index)) continue;
+      for (const auto& name : stages_.inputs[i]) values_[name] = like_crossing(name);
+    }
     TensorList inputs;
     for (const auto& name : segment.inputs()) {
       const auto found = values_.find(name);
@@ -93,6 +101,11 @@ class Chain {
   // `input_gradient_bytes` are those that the memory model adds by itself.
   void backward(size_t index, int64_t input_gradient_bytes, plan::SegmentShape& shape) {
     Segment& segment = *model_.segments[index];
+    for (size_t i = 0; i < stages_.shapes.size(); ++i) {
+      if (stages_.shapes[i].end() != static_cast<int64_t>(index) + 1) continue;
+      for (const auto& name : stages_.outputs[i])
+        gradients_[name] = like_crossing(name);
+    }
     TensorList output_gradients;
     for (const auto& name : segment.outputs()) {
       if (name == kLoss) {
@@ -115,6 +128,10 @@ class Chain {
   }
 
  private:
+  at::Tensor like_crossing(const std::string& name) const {
+    return at::empty_like(crossing_.at(name));
+  }
+
   // On a forward and output gradients of its own, which the rest may keep.
   void measure_halves(Segment& segment, const TensorList& inputs,
                       plan::SegmentShape& shape) const {
@@ -150,39 +167,71 @@ class Chain {
   }
 
   const Model& model_;
+  const Stages& stages_;
+  const Values& crossing_;
   std::vector<std::unique_ptr<WholeGroup>> groups_;
   Values values_;
   Values gradients_;
   std::vector<std::unique_ptr<Segment::Saved>> saved_;
 };
 
+// All values of a forward of the model.
+Values run(const Model& model, const GroupOptions& options, const Values& batch) {
+  const auto meta = at::TensorOptions(at::kMeta).dtype(options.compute_dtype);
+  std::vector<TensorList> parameters;
+  for (const auto& group : model.groups) {
+    auto& tensors = parameters.emplace_back();
+    for (const auto& spec : group.parameters) {
+      tensors.push_back(at::empty(spec.shape, meta));
+    }
+  }
+  return forward(model, parameters, batch);
+}
+
 }  // namespace
 
-plan::StepShape measure(const Model& model, const GroupOptions& options,
-                        const Values& batch, plan::StepShape shape) {
-  TORCH_CHECK_VALUE(!model.own_forward,
+plan::StepShape measure(const Model& whole, const Model& part, const Stages& stages,
+                        const GroupOptions& options, const Values& batch,
+                        plan::StepShape shape) {
+  TORCH_CHECK_VALUE(!whole.own_forward,
                     "measure: a model with a forward of its own has "
                     "no segments that can be run one by one");
-  TORCH_CHECK_VALUE(shape.segments.size() == model.segments.size(),
+  TORCH_CHECK_VALUE(shape.segments.size() == part.segments.size(),
                     "measure: the shape ", "has ", shape.segments.size(),
-                    " segments, the model ", model.segments.size());
-  TORCH_CHECK_VALUE(!model.segments.empty() &&
-                        std::count(model.segments.back()->outputs().begin(),
-                                   model.segments.back()->outputs().end(), kLoss) == 1,
+                    " segments, the part ", part.segments.size());
+  TORCH_CHECK_VALUE(!whole.segments.empty() &&
+                        std::count(whole.segments.back()->outputs().begin(),
+                                   whole.segments.back()->outputs().end(), kLoss) == 1,
                     "measure: the last segment has no value 'loss'");
   const c10::AutoGradMode off(false);
-  Chain chain(model, options, batch);
+  const auto crossing = stages.shapes.empty() ? Values() : run(whole, options, batch);
+  for (size_t i = 0; i < stages.shapes.size(); ++i) {
+    TensorList received;
+    for (const auto& name : stages.inputs[i]) received.push_back(crossing.at(name));
+    shape.stages[i].received_bytes =
+        stages.shapes[i].receives ? new_bytes(received, {}) : 0;
+  }
+  TensorList first_inputs;
+  for (const auto& name : whole.segments.front()->inputs()) {
+    first_inputs.push_back(batch.at(name));
+  }
+  shape.microbatch_bytes = new_bytes(first_inputs, {});
+  Chain chain(part, stages, options, batch, crossing);
   for (size_t i = 0; i < shape.segments.size(); ++i)
     chain.forward(i, shape.segments[i]);
   for (size_t i = shape.segments.size(); i-- > 0;) {
-    chain.backward(i, i == 0 ? 0 : shape.segments[i - 1].output_bytes,
-                   shape.segments[i]);
+    int64_t inputs = i == 0 ? 0 : shape.segments[i - 1].output_bytes;
+    for (const auto& stage : shape.stages) {
+      if (stage.first_segment != static_cast<int64_t>(i)) continue;
+      if (stage.receives) inputs = stage.received_bytes;
+    }
+    chain.backward(i, inputs, shape.segments[i]);
   }
   TensorList all;
   for (const auto& [name, tensor] : batch) all.push_back(tensor);
-  shape.constant_bytes = new_bytes(model.constants, {}) +
-                         shape.num_microbatches *
-                             (new_bytes(all, {}) - shape.segments.front().input_bytes);
+  shape.constant_bytes =
+      new_bytes(whole.constants, {}) +
+      shape.num_microbatches * (new_bytes(all, {}) - shape.microbatch_bytes);
   return shape;
 }
 

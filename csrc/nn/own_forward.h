@@ -42,9 +42,14 @@ class Progress {
 };
 
 // Sum of the loss over one microbatch, one number, with its graph where grad mode is
-// on. Called at Forward of segment 0.
+// on. Called at Forward of the first segment of a stage; `stage` is its position among
+// those of this rank, 0 for a whole model. A stage before the last one gives its hidden
+// states instead, one tensor; one after the first finds in `values` those of the stage
+// before it under the name kHidden, beside the batch.
 using OwnForward = std::function<at::Tensor(
-    const std::map<std::string, at::Tensor>& batch, Progress*)>;
+    const std::map<std::string, at::Tensor>& values, int64_t stage, Progress*)>;
+
+inline constexpr const char* kHidden = "h";
 
 // A segment of such a model: a name and the parameters that it uses.
 class CalledSegment final : public Segment {

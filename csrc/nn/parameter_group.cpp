@@ -1,5 +1,7 @@
 #include "nn/parameter_group.h"
 
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
@@ -133,6 +135,34 @@ void ParameterGroup::start_replica_reduce() {
 }
 
 void ParameterGroup::wait_replica_reduce() { replica_reduce_.wait(); }
+
+void ParameterGroup::share_with(collectives::Group axis, std::vector<int64_t> ranks) {
+  copy_axis_ = std::move(axis);
+  copy_ranks_ = std::move(ranks);
+}
+
+void ParameterGroup::start_copy_sum() {
+  copies_.clear();
+  for (const int64_t rank : copy_ranks_) {
+    auto& copy = copies_.emplace_back();
+    if (rank == copy_axis_.rank()) continue;
+    copy.gradient = at::empty_like(gradient_);
+    copy.sent = copy_axis_.send(gradient_, rank);
+    copy.received = copy_axis_.recv(copy.gradient, rank);
+  }
+}
+
+void ParameterGroup::wait_copy_sum() {
+  at::Tensor sum;
+  for (const auto& copy : copies_) {
+    copy.sent.wait();
+    copy.received.wait();
+    const auto& gradient = copy.gradient.defined() ? copy.gradient : gradient_;
+    sum = sum.defined() ? at::add(sum, gradient) : gradient;
+  }
+  gradient_.copy_(sum);
+  copies_.clear();
+}
 
 void ParameterGroup::initialize(uint64_t seed) {
   for (size_t slot = 0; slot < shards_.size(); ++slot) {

@@ -79,6 +79,12 @@ class ParameterGroup {
   void start_replica_reduce();
   void wait_replica_reduce();
 
+  // These ranks of `axis`, this one among them, hold the same parameters.
+  void share_with(collectives::Group axis, std::vector<int64_t> ranks);
+  // Sums gradient() over them, in the order of `ranks`: the same bits on all.
+  void start_copy_sum();
+  void wait_copy_sum();
+
   // Gradients of the shards that count in the global norm: those of which no earlier
   // rank of the tensor axis has a copy. Flat views of gradient(), as few as possible.
   TensorList counted_gradients() const;
@@ -109,7 +115,15 @@ class ParameterGroup {
   std::vector<int64_t> shard_offsets_;  // of each shard in the flat local buffers
 
  private:
+  struct Copy {
+    at::Tensor gradient;  // of another rank
+    collectives::Handle sent, received;
+  };
+
   collectives::Handle replica_reduce_;
+  collectives::Group copy_axis_;
+  std::vector<int64_t> copy_ranks_;
+  std::vector<Copy> copies_;  // under way, by rank; its own entry is empty
 };
 
 }  // namespace torchtitan::nn

@@ -41,6 +41,12 @@ Segment::Segment(std::string name, std::vector<std::string> inputs,
     : name_(std::move(name)), inputs_(std::move(inputs)), outputs_(std::move(outputs)),
       parameters_(std::move(parameters)) {}
 
+void Segment::renumber_groups(const std::vector<int64_t>& new_index) {
+  for (auto& reference : parameters_) {
+    reference.group = new_index.at(static_cast<size_t>(reference.group));
+  }
+}
+
 TensorList AutogradSegment::forward(const TensorList& inputs,
                                     const TensorList& parameters,
                                     std::unique_ptr<Saved>* saved) {

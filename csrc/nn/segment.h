@@ -78,6 +78,8 @@ class Segment {
   const std::vector<std::string>& inputs() const { return inputs_; }
   const std::vector<std::string>& outputs() const { return outputs_; }
   const std::vector<ParameterRef>& parameters() const { return parameters_; }
+  // Group g of the model is group new_index[g] from now on.
+  void renumber_groups(const std::vector<int64_t>& new_index);
 
   // Outputs, in the order of outputs(). With `saved` null nothing is kept (evaluation,
   // or a forward that will be run again before its backward).

@@ -2,11 +2,14 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <numeric>
 #include <set>
 
 #include "nn/whole_group.h"
 #include "parallel/fsdp/sharded_group.h"
+#include "parallel/pipeline/transport.h"
 #include "plan/passes/step_program.h"
+#include "plan/passes/transfers.h"
 
 namespace torchtitan::parallel {
 namespace {
@@ -57,35 +60,97 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
           .recompute = recompute};
 }
 
+plan::Reshard reshard(const nn::ParameterGroupSpec& spec, const ApplyOptions& options) {
+  using plan::Reshard;
+  const auto asked = options.reshard_after_forward;
+  if (options.pipeline && (asked != Reshard::kAlways || spec.stays_gathered)) {
+    return Reshard::kAfterStep;
+  }
+  return spec.stays_gathered ? Reshard::kNever : asked;
+}
+
+void add_programs(Applied& applied, const ApplyOptions& options) {
+  namespace passes = plan::passes;
+  const passes::StepOptions step{
+      .prefetch_depth = options.overlap_depth,
+      .reduce_depth = options.overlap_depth,
+      .optimizer = options.early_optimizer_step
+                       ? passes::OptimizerTiming::kAtLastGradient
+                       : passes::OptimizerTiming::kAtEnd};
+  auto forward_shape = applied.shape;
+  if (!options.pipeline) {
+    applied.training_program = passes::build_step_program(applied.shape, step);
+    forward_shape.num_microbatches = applied.evaluation_microbatches = 1;
+    applied.evaluation_program =
+        passes::build_forward_program(forward_shape, options.overlap_depth);
+    return;
+  }
+  auto pipeline = *options.pipeline;
+  if (applied.model.own_forward) {
+    // One call runs all segments of a stage: those of two stages cannot take turns.
+    for (auto& actions : pipeline.training.ranks) {
+      for (auto& action : actions) action.overlaps_next = false;
+    }
+  }
+  const auto rank = static_cast<size_t>(pipeline.group.rank());
+  applied.pipeline = pipeline.group;
+  applied.shape.pipeline_ranks = pipeline.group.size();
+  const auto& schedule = pipeline.training;
+  TORCH_CHECK_VALUE(
+      schedule.num_microbatches * pipeline.rounds == options.num_microbatches,
+      "the schedule runs ", schedule.num_microbatches, " microbatches ",
+      pipeline.rounds, " times, the step has ", options.num_microbatches);
+  applied.training_program = passes::build_step_program(
+      passes::repeat(passes::add_transfers(schedule).at(rank),
+                     schedule.num_microbatches, pipeline.rounds),
+      applied.shape, step);
+  applied.evaluation_microbatches = pipeline.evaluation.num_microbatches;
+  forward_shape.num_microbatches = applied.evaluation_microbatches;
+  applied.evaluation_program =
+      passes::build_forward_program(passes::add_transfers(pipeline.evaluation).at(rank),
+                                    forward_shape, options.overlap_depth);
+  applied.stages.transport =
+      std::make_shared<pipeline::Transport>(pipeline.group, options.parameters.device,
+                                            schedule.rank_of_stage, applied.stages);
+}
+
 }  // namespace
 
-Applied apply(const nn::Model& model, const ApplyOptions& options) {
+pipeline::Part whole(nn::Model model) {
+  pipeline::Part part{.model = std::move(model)};
+  part.segments.resize(part.model.segments.size());
+  std::iota(part.segments.begin(), part.segments.end(), int64_t{0});
+  part.ranks_of_group.assign(part.model.groups.size(), {0});
+  return part;
+}
+
+Applied apply(pipeline::Part part, const ApplyOptions& options) {
   Applied applied;
+  applied.model = std::move(part.model);
+  applied.segments = std::move(part.segments);
+  applied.stages = std::move(part.stages);
+  applied.shape.stages = applied.stages.shapes;
+  const auto& model = applied.model;
   applied.tensor = options.tensor;
   applied.checkpointing = activation_checkpoint::choose(model, options.recompute);
   applied.recompute = applied.checkpointing.recompute;
   applied.shape.num_microbatches = options.num_microbatches;
   applied.shape.tensor_ranks = options.tensor.size();
-  for (const auto& spec : model.groups) {
+  for (size_t g = 0; g < model.groups.size(); ++g) {
+    const auto& spec = model.groups[g];
     applied.groups.push_back(make_group(spec, options));
-    applied.shape.groups.push_back(group_shape(
-        *applied.groups.back(),
-        spec.stays_gathered ? plan::Reshard::kNever : options.reshard_after_forward));
+    auto shape = group_shape(*applied.groups.back(), reshard(spec, options));
+    if (const auto& ranks = part.ranks_of_group[g]; ranks.size() > 1) {
+      shape.copies = static_cast<int64_t>(ranks.size());
+      applied.groups.back()->share_with(options.pipeline->group, ranks);
+    }
+    applied.shape.groups.push_back(std::move(shape));
   }
   for (size_t s = 0; s < model.segments.size(); ++s) {
     applied.shape.segments.push_back(
         segment_shape(*model.segments[s], applied.recompute[s]));
   }
-  applied.training_program = plan::passes::build_step_program(
-      applied.shape, {.prefetch_depth = options.overlap_depth,
-                      .reduce_depth = options.overlap_depth,
-                      .optimizer = options.early_optimizer_step
-                                       ? plan::passes::OptimizerTiming::kAtLastGradient
-                                       : plan::passes::OptimizerTiming::kAtEnd});
-  auto forward_shape = applied.shape;
-  forward_shape.num_microbatches = 1;
-  applied.evaluation_program =
-      plan::passes::build_forward_program(forward_shape, options.overlap_depth);
+  add_programs(applied, options);
   return applied;
 }
 

@@ -2,16 +2,26 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "collectives/group.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
 #include "parallel/activation_checkpoint/select.h"
+#include "parallel/pipeline/stages.h"
 #include "plan/program.h"
+#include "plan/schedules/schedule.h"
 #include "plan/step_shape.h"
 
 namespace torchtitan::parallel {
+
+struct PipelineOptions {
+  collectives::Group group;              // pp axis
+  plan::schedules::Schedule training;    // of the microbatches of one round
+  int64_t rounds;                        // that a step has
+  plan::schedules::Schedule evaluation;  // forwards only
+};
 
 struct ApplyOptions {
   collectives::Group shards;    // fsdp axis; size 1: parameters stay whole
@@ -23,19 +33,28 @@ struct ApplyOptions {
   activation_checkpoint::Policy recompute;
   int64_t num_microbatches;
   bool early_optimizer_step;  // a group steps at its last reduction
+  std::optional<PipelineOptions> pipeline = std::nullopt;  // of a part with stages
 };
 
 struct Applied {
+  nn::Model model;                // this rank's part
+  std::vector<int64_t> segments;  // of the whole model, by segment of the part
+  nn::Stages stages;
+  collectives::Group pipeline;
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
   collectives::Group tensor;
   activation_checkpoint::Choice checkpointing;
   std::vector<bool> recompute;  // by segment: forward runs again before backward
   plan::StepShape shape;
   plan::Program training_program;    // one step
-  plan::Program evaluation_program;  // one microbatch, forward only
+  plan::Program evaluation_program;  // forward only
+  int64_t evaluation_microbatches;   // of the latter
 };
 
-// Throws ValueError where the options do not fit the model.
-Applied apply(const nn::Model& model, const ApplyOptions& options);
+// A model that lies whole on every rank of the pipeline axis.
+pipeline::Part whole(nn::Model model);
+
+// Throws ValueError where the options do not fit the part of the model.
+Applied apply(pipeline::Part part, const ApplyOptions& options);
 
 }  // namespace torchtitan::parallel

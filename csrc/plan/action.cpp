@@ -27,7 +27,8 @@ bool is_start(const Action& action) {
   return action.kind == ActionKind::kCountTokens ||
          action.kind == ActionKind::kUnshard ||
          action.kind == ActionKind::kReduceGradient ||
-         action.kind == ActionKind::kAllReduceGradient || is_transfer(action);
+         action.kind == ActionKind::kAllReduceGradient ||
+         action.kind == ActionKind::kSumCopies || is_transfer(action);
 }
 
 Action wait_for(const Action& start) {
@@ -49,6 +50,7 @@ std::string to_string(ActionKind kind) {
     case ActionKind::kBackwardWeight: return "BackwardWeight";
     case ActionKind::kReduceGradient: return "ReduceGradient";
     case ActionKind::kAllReduceGradient: return "AllReduceGradient";
+    case ActionKind::kSumCopies: return "SumCopies";
     case ActionKind::kSendActivation: return "SendActivation";
     case ActionKind::kReceiveActivation: return "ReceiveActivation";
     case ActionKind::kSendGradient: return "SendGradient";

@@ -22,6 +22,7 @@ enum class ActionKind {
   kBackwardWeight,     // the second half: adds the gradients of the parameters
   kReduceGradient,     // start: sum a sharded group's gradient over the shards' ranks
   kAllReduceGradient,  // start: sum a group's gradient over its replicas
+  kSumCopies,          // start: sum a group's gradient over the stages that share it
   kSendActivation,     // start: outputs of a stage, to the rank of the next stage
   kReceiveActivation,  // start: inputs of a stage, from the rank of the stage before
   kSendGradient,       // start: gradients of a stage's inputs, to the stage before

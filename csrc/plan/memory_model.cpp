@@ -12,8 +12,7 @@ using base::checked_mul;
 class Replay {
  public:
   Replay(const Program& program, const StepShape& shape)
-      : shape_(shape), last_segment_(static_cast<int64_t>(shape.segments.size()) - 1),
-        whole_gradient_(shape.groups.size(), false) {
+      : shape_(shape), whole_gradient_(shape.groups.size(), false) {
     training_ = std::any_of(program.begin(), program.end(),
                             [](const Action& action) { return is_backward(action); });
     use_.constant = shape.constant_bytes;
@@ -27,7 +26,7 @@ class Replay {
     }
     estimate_.before = estimate_.peak = use_;
     estimate_.peak_action = -1;
-    use_.constant += checked_mul(shape.num_microbatches, shape.segments[0].input_bytes);
+    use_.constant += checked_mul(shape.num_microbatches, shape.batch_bytes());
   }
 
   MemoryEstimate run(const Program& program) {
@@ -68,6 +67,12 @@ class Replay {
       case ActionKind::kBackward:
       case ActionKind::kBackwardInput: return backward(action);
       case ActionKind::kBackwardWeight: return backward_weight(action);
+      case ActionKind::kReceiveActivation:
+        use_.activations += stage_of(action, shape_).received_bytes;
+        return;
+      case ActionKind::kReceiveGradient:
+        use_.activations += outputs_of(stage_of(action, shape_));
+        return;
       default: return;
     }
   }
@@ -112,7 +117,41 @@ class Replay {
     } else if (action.waits_for == ActionKind::kReduceGradient) {
       note();
       use_.whole_gradients -= reduce_bytes(shape_.groups.at(action.group));
+    } else if (action.waits_for == ActionKind::kSendActivation) {
+      const StageShape& stage = stage_of(action, shape_);
+      if (!saves_outputs(stage.end() - 1)) use_.activations -= outputs_of(stage);
+    } else if (action.waits_for == ActionKind::kSendGradient) {
+      use_.activations -= stage_of(action, shape_).received_bytes;
     }
+  }
+
+  int64_t outputs_of(const StageShape& stage) const {
+    return shape_.segments[stage.end() - 1].output_bytes;
+  }
+
+  // The stage that a segment begins with or, by `end` 1, ends with; null if none.
+  const StageShape* stage_at(int64_t segment, int64_t end) const {
+    for (const StageShape& stage : shape_.stages) {
+      const int64_t border = end == 0 ? stage.first_segment : stage.end();
+      if (border == segment + end) return &stage;
+    }
+    return nullptr;
+  }
+
+  // Of the whole model.
+  bool is_last(int64_t segment) const {
+    const StageShape* stage = stage_at(segment, 1);
+    if (stage != nullptr) return stage->is_last;
+    return shape_.stages.empty() && segment + 1 == num_segments();
+  }
+  int64_t num_segments() const { return static_cast<int64_t>(shape_.segments.size()); }
+
+  // Of the values that a segment is given by the one before it, on any rank.
+  int64_t input_bytes(int64_t segment) const {
+    const StageShape* stage = stage_at(segment, 0);
+    if (stage != nullptr && stage->receives) return stage->received_bytes;
+    const bool is_first = stage == nullptr ? segment == 0 : stage->index == 0;
+    return is_first ? 0 : shape_.segments[segment - 1].output_bytes;
   }
 
   // Whether forward leaves something for backward, and the outputs in it.
@@ -134,15 +173,15 @@ class Replay {
     }
     if (training_) {
       // Nobody takes the last outputs as inputs.
-      if (action.segment == last_segment_ && !saves_outputs(action.segment)) {
+      if (is_last(action.segment) && !saves_outputs(action.segment)) {
         use_.activations -= segment.output_bytes;
       }
       return;
     }
-    if (action.segment > 0) {
-      use_.activations -= shape_.segments[action.segment - 1].output_bytes;
+    use_.activations -= input_bytes(action.segment);
+    if (action.segment + 1 == num_segments()) {
+      end_microbatch(is_last(action.segment) ? segment.output_bytes : 0);
     }
-    if (action.segment == last_segment_) end_microbatch(segment.output_bytes);
   }
 
   void recompute(const Action& action) {
@@ -167,10 +206,8 @@ class Replay {
   void backward(const Action& action) {
     const SegmentShape& segment = shape_.segments.at(action.segment);
     make_whole_gradients(segment);
-    const bool first = action.segment == 0;
-    const int64_t input_bytes =
-        first ? 0 : shape_.segments[action.segment - 1].output_bytes;
-    use_.activations += input_bytes;  // gradient of the inputs
+    const int64_t inputs = input_bytes(action.segment);
+    use_.activations += inputs;  // their gradient
     const bool is_half = action.kind == ActionKind::kBackwardInput;
     use_.temporaries =
         is_half ? segment.input_half_temporary_bytes : segment.backward_temporary_bytes;
@@ -179,10 +216,14 @@ class Replay {
     if (is_half) use_.activations += segment.rest_bytes;
     use_.activations -= segment.saved_bytes;
     if (segment.saves_outputs) use_.activations -= segment.output_bytes;
-    if (action.segment != last_segment_) use_.activations -= segment.output_bytes;
+    if (!is_last(action.segment)) use_.activations -= segment.output_bytes;
     // The inputs were kept for this segment alone unless their own segment has them.
-    if (!first && !saves_outputs(action.segment - 1)) use_.activations -= input_bytes;
-    if (first) end_microbatch(0);
+    const StageShape* stage = stage_at(action.segment, 0);
+    const bool received = stage != nullptr && stage->receives;
+    if (received || (inputs > 0 && !saves_outputs(action.segment - 1))) {
+      use_.activations -= inputs;
+    }
+    if (action.segment == 0) end_microbatch(0);
   }
 
   void backward_weight(const Action& action) {
@@ -197,11 +238,10 @@ class Replay {
   void end_microbatch(int64_t output_bytes) {
     note();
     use_.activations -= output_bytes;
-    use_.constant -= shape_.segments[0].input_bytes;
+    use_.constant -= shape_.batch_bytes();
   }
 
   const StepShape& shape_;
-  const int64_t last_segment_;
   bool training_ = false;
   std::vector<bool> whole_gradient_;  // the group's exists
   MemoryUse use_;

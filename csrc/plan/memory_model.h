@@ -47,6 +47,7 @@ struct MemoryEstimate {
 // * Backward makes the gradient of the inputs, drops that of the outputs and the saved
 //   tensors when it has ended. BackwardInput leaves the rest, which BackwardWeight
 //   drops.
+// * A receive holds its values from its start, a send until its Wait.
 MemoryEstimate estimate_memory(const Program& program, const StepShape& shape);
 
 }  // namespace torchtitan::plan

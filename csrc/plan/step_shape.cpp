@@ -43,6 +43,23 @@ void check(const SegmentShape& segment, int64_t num_groups) {
               "' keeps more than it saves, or half of its backward is more than all");
 }
 
+void check_stages(const StepShape& shape) {
+  if (shape.stages.empty()) return;
+  int64_t segment = 0, index = -1;
+  for (const StageShape& stage : shape.stages) {
+    check_value(stage.index > index && stage.first_segment == segment &&
+                    stage.num_segments >= 1,
+                "step shape: stage ", stage.index, " has segments ",
+                stage.first_segment, " to ", stage.end(), " after stage ", index,
+                ", which ends before segment ", segment);
+    index = stage.index;
+    segment = stage.end();
+  }
+  check_value(segment == static_cast<int64_t>(shape.segments.size()),
+              "step shape: the stages have ", segment, " of ", shape.segments.size(),
+              " segments");
+}
+
 }  // namespace
 
 void check(const StepShape& shape) {
@@ -55,6 +72,16 @@ void check(const StepShape& shape) {
   for (const SegmentShape& segment : shape.segments) {
     check(segment, static_cast<int64_t>(shape.groups.size()));
   }
+  check_stages(shape);
+}
+
+const StageShape& stage_of(const Action& action, const StepShape& shape) {
+  const auto found = std::find_if(
+      shape.stages.begin(), shape.stages.end(),
+      [&](const StageShape& stage) { return stage.index == action.stage; });
+  check_value(found != shape.stages.end(), to_string(action),
+              " is of a stage that this rank does not have");
+  return *found;
 }
 
 StepShape with_transport_buffers(StepShape shape) {

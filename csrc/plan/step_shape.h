@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "plan/action.h"
+
 namespace torchtitan::plan {
 
 // What becomes of gathered parameters between two uses.
@@ -14,6 +16,9 @@ enum class Reshard {
   kAlways,   // freed after every forward and every backward
   kDefault,  // as kAlways, but kept where the very next segment to run needs them
   kNever,    // kept from forward to backward of a microbatch as well
+  // Kept from the first use to the last of a step, and the gradient, summed over all
+  // microbatches, is reduced once: a pipeline works on many microbatches in turn.
+  kAfterStep,
 };
 
 // Parameters that are gathered, reduced and stepped together.
@@ -32,6 +37,7 @@ struct GroupShape {
   // Elements that the transport holds during a gather or a reduction, beside the
   // tensors that it is given. Gloo: what it receives, before it is copied or added up.
   int64_t transport_numel = 0;
+  int64_t copies = 1;  // ranks of the pipeline whose stages share the group
   // Mesh axes of the two counts above.
   std::string shard_axis = "fsdp";
   std::string replica_axis = "dp_replicate";
@@ -76,6 +82,19 @@ struct SegmentShape {
   std::vector<Exchange> backward_weight_exchanges = {};
 };
 
+// Segments whose neighbours may lie on other ranks (pipeline parallelism).
+struct StageShape {
+  int64_t index;          // in the whole pipeline
+  int64_t first_segment;  // of this rank's
+  int64_t num_segments;
+  bool is_last;   // of the whole pipeline
+  bool receives;  // its inputs come from another rank, to which their gradients go
+  bool sends;     // its outputs go to another rank, from which their gradients come
+  int64_t received_bytes = 0;  // of the inputs that it receives, per microbatch
+
+  int64_t end() const { return first_segment + num_segments; }
+};
+
 struct StepShape {
   std::vector<SegmentShape> segments;  // in forward order
   std::vector<GroupShape> groups;
@@ -84,12 +103,28 @@ struct StepShape {
   // first segment: tables of the model, labels.
   int64_t constant_bytes = 0;
   int64_t tensor_ranks = 1;  // of the axis "tp", over which the squared norm is summed
+  // This rank's, in forward order: all segments, each once. Empty where the rank has
+  // the whole model.
+  std::vector<StageShape> stages = {};
+  int64_t pipeline_ranks = 1;  // of the axis "pp"
+  // With stages: of the tensors of a microbatch that the first segment of the whole
+  // model reads. Each rank has its own.
+  int64_t microbatch_bytes = 0;
+
+  // Of what the batch gives to a microbatch beside the constants.
+  int64_t batch_bytes() const {
+    return stages.empty() ? segments.front().input_bytes : microbatch_bytes;
+  }
 };
 
 // Throws std::invalid_argument for a shape that no step can have: no segment, no
 // microbatch, a group index out of range or named twice by a segment, counts below 1,
-// negative sizes.
+// negative sizes, stages that do not divide the segments in order.
 void check(const StepShape& shape);
+
+// The stage of this rank that an action names. Throws std::invalid_argument if it has
+// none such.
+const StageShape& stage_of(const Action& action, const StepShape& shape);
 
 // The shape where every sharded group's transport receives into buffers of its own, as
 // Gloo does: shards * shard_numel elements.

@@ -24,15 +24,29 @@ class Counter {
     switch (action.kind) {
       case ActionKind::kUnshard:
       case ActionKind::kReduceGradient:
-      case ActionKind::kAllReduceGradient: {
+      case ActionKind::kAllReduceGradient:
+      case ActionKind::kSendActivation:
+      case ActionKind::kReceiveActivation:
+      case ActionKind::kSendGradient:
+      case ActionKind::kReceiveGradient: {
         const auto [channel, bytes] = collective_of(action, shape_);
         return add(channel, bytes);
+      }
+      case ActionKind::kSumCopies: {
+        const GroupShape& group = shape_.groups.at(action.group);
+        for (int64_t copy = 1; copy < group.copies; ++copy) {
+          for (const char* verb : {"send", "recv"}) {
+            add({"pp", verb}, checked_mul(group.shard_numel, group.reduce_bytes));
+          }
+        }
+        return;
       }
       case ActionKind::kCountTokens: return add_scalar("loss", loss_ranks_);
       case ActionKind::kClipGradient:
         add_scalar("loss", loss_ranks_);
         for (const std::string& axis : shard_axes_) add_scalar(axis, 2);
         add_scalar("tp", shape_.tensor_ranks);
+        if (shape_.pipeline_ranks > 1) add({"pp", "all_reduce"}, 2 * kScalarBytes);
         return;
       case ActionKind::kOptimizerStep:
         if (action.group >= 0) {
@@ -102,9 +116,20 @@ std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& 
     case ActionKind::kAllReduceGradient:
       return {{group().replica_axis, "all_reduce"},
               checked_mul(group().shard_numel, group().reduce_bytes)};
+    case ActionKind::kSendActivation:
+    case ActionKind::kReceiveGradient: {
+      const bool sends = start.kind == ActionKind::kSendActivation;
+      const SegmentShape& last = shape.segments.at(stage_of(start, shape).end() - 1);
+      return {{"pp", sends ? "send" : "recv"}, last.output_bytes};
+    }
+    case ActionKind::kReceiveActivation:
+    case ActionKind::kSendGradient: {
+      const bool sends = start.kind == ActionKind::kSendGradient;
+      return {{"pp", sends ? "send" : "recv"}, stage_of(start, shape).received_bytes};
+    }
     default:
-      throw std::invalid_argument(base::message("collective_of: ", to_string(start),
-                                                " starts no collective of a group"));
+      throw std::invalid_argument(
+          base::message("collective_of: ", to_string(start), " moves nothing"));
   }
 }
 

@@ -24,10 +24,11 @@ struct Traffic {
 // "all_to_all", "send" and "recv").
 using Channel = std::pair<std::string, std::string>;
 
-// The collective that a start runs for a group, on its axis.
+// The collective or message that a start runs, on its axis.
 //   Unshard            all_gather      shards * shard_numel * compute_bytes
 //   ReduceGradient     reduce_scatter  shards * shard_numel * reduce_bytes
 //   AllReduceGradient  all_reduce      shard_numel * reduce_bytes
+//   Send..., Receive...  send, recv over "pp"  the values at the stage's boundary
 // Throws std::invalid_argument for another kind of action.
 std::pair<Channel, int64_t> collective_of(const Action& start, const StepShape& shape);
 
@@ -38,7 +39,8 @@ const std::vector<Exchange>& exchanges_of(const Action& action, const StepShape&
 // the step, 8 bytes each, for axes of more than one rank:
 //   CountTokens      all_reduce over "loss"
 //   ClipGradient     all_reduce of the loss over "loss", of the squared norm over each
-//                    axis that shards a group and over "tp"
+//                    axis that shards a group and over "tp", of both over "pp"
+//   SumCopies g      send and recv of the group's shard, to and from each other copy
 //   OptimizerStep g  all_reduce of the squared norm over the group's shard axis and
 //                    over "tp"
 // and what segments exchange in their compute actions.

@@ -1,11 +1,13 @@
 #include "plan/verify.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "base/errors.h"
+#include "plan/stage_ledger.h"
 
 namespace torchtitan::plan {
 namespace {
@@ -15,14 +17,17 @@ using base::message;
 // What has happened to one segment on one microbatch.
 struct Work {
   bool forward = false;
-  bool saved = false;  // what Backward needs is there
-  bool backward = false;
+  bool saved = false;           // what Backward needs is there
+  bool input_gradient = false;  // Backward, or its first half, has run
+  bool rest = false;            // what BackwardWeight needs is there
+  bool backward = false;        // all of it
 };
 
 struct GroupState {
   bool gathered = false;
   bool stepped = false;
   bool all_reduced = false;
+  bool copies_summed = false;
   int64_t num_contributions = 0;
   std::map<int64_t, int64_t> unreduced;  // contributions by microbatch
 };
@@ -32,7 +37,8 @@ class Replay {
   Replay(const StepShape& shape, ProgramKind kind)
       : shape_(shape), training_(kind == ProgramKind::kTraining),
         work_(shape.segments.size(), std::vector<Work>(shape.num_microbatches)),
-        groups_(shape.groups.size()), num_users_(shape.groups.size(), 0) {
+        groups_(shape.groups.size()), stages_(shape),
+        num_users_(shape.groups.size(), 0) {
     for (const SegmentShape& segment : shape.segments) {
       for (const int64_t group : segment.groups) ++num_users_[group];
     }
@@ -48,7 +54,8 @@ class Replay {
   }
 
  private:
-  using Flight = std::pair<ActionKind, int64_t>;
+  // Kind, group, stage, microbatch.
+  using Flight = std::tuple<ActionKind, int64_t, int64_t, int64_t>;
 
   template <class... Parts>
   void require(bool holds, const Parts&... parts) const {
@@ -66,15 +73,21 @@ class Replay {
             "waits_for belongs to a Wait and names the kind of its start");
     require(!waits || is_start({.kind = kind}), "this kind of action has no Wait");
     const bool has_segment = is_compute({.kind = kind});
+    const bool has_stage = is_transfer({.kind = kind});
     const bool has_group =
         kind == ActionKind::kUnshard || kind == ActionKind::kReshard ||
         kind == ActionKind::kReduceGradient || kind == ActionKind::kAllReduceGradient ||
+        kind == ActionKind::kSumCopies ||
         (kind == ActionKind::kOptimizerStep && action.group != -1);
     check_index("segment", action.segment, has_segment, shape_.segments.size());
-    check_index("microbatch", action.microbatch, has_segment, shape_.num_microbatches);
+    check_index("microbatch", action.microbatch, has_segment || has_stage,
+                shape_.num_microbatches);
+    require(has_stage ? stages_.has(action.stage) : action.stage == -1,
+            has_stage ? "this rank does not have the stage" : "expected no stage");
     check_index("group", action.group, has_group, shape_.groups.size());
     require(training_ || kind == ActionKind::kForward || kind == ActionKind::kUnshard ||
-                kind == ActionKind::kReshard,
+                kind == ActionKind::kReshard || kind == ActionKind::kSendActivation ||
+                kind == ActionKind::kReceiveActivation,
             "has no place in a program without backward");
   }
 
@@ -102,9 +115,18 @@ class Replay {
         return;
       case ActionKind::kForward: return forward(action);
       case ActionKind::kRecompute: return recompute(action);
-      case ActionKind::kBackward: return backward(action);
+      case ActionKind::kBackward:
+        backward_input(action);
+        return backward_weight(action);
+      case ActionKind::kBackwardInput: return backward_input(action);
+      case ActionKind::kBackwardWeight: return backward_weight(action);
+      case ActionKind::kSendActivation:
+      case ActionKind::kSendGradient: return send(action);
+      case ActionKind::kReceiveActivation:
+      case ActionKind::kReceiveGradient: return receive(action);
       case ActionKind::kReduceGradient: return start_reduce(action);
       case ActionKind::kAllReduceGradient: return start_all_reduce(action);
+      case ActionKind::kSumCopies: return start_copy_sum(action);
       case ActionKind::kWait: return wait(action);
       case ActionKind::kClipGradient:
         require(!clipped_, "the gradients are clipped already");
@@ -112,28 +134,38 @@ class Replay {
         clipped_ = true;
         return;
       case ActionKind::kOptimizerStep: return optimizer_step(action);
-      default: require(false, "has no place in the step of a whole model");
     }
   }
 
   void start(const Action& action) {
-    require(in_flight_.insert({action.kind, action.group}).second,
-            "the same is under way already");
+    require(
+        in_flight_.insert({action.kind, action.group, action.stage, action.microbatch})
+            .second,
+        "the same is under way already");
   }
 
   bool is_under_way(ActionKind kind, int64_t group) const {
-    return in_flight_.contains({kind, group});
+    return in_flight_.contains({kind, group, -1, -1});
   }
 
   void wait(const Action& action) {
-    require(in_flight_.erase({action.waits_for, action.group}) == 1,
+    require(in_flight_.erase(
+                {action.waits_for, action.group, action.stage, action.microbatch}) == 1,
             "nothing was started that this waits for");
-    if (action.waits_for == ActionKind::kCountTokens) {
+    if (action.waits_for == ActionKind::kReceiveActivation) {
+      stages_.messages(action.stage, action.microbatch).inputs = true;
+    } else if (action.waits_for == ActionKind::kReceiveGradient) {
+      stages_.messages(action.stage, action.microbatch).gradients = true;
+    } else if (is_transfer({.kind = action.waits_for})) {
+      return;
+    } else if (action.waits_for == ActionKind::kCountTokens) {
       tokens_counted_ = true;
     } else if (action.waits_for == ActionKind::kUnshard) {
       groups_[action.group].gathered = true;
     } else if (action.waits_for == ActionKind::kReduceGradient) {
       groups_[action.group].unreduced.clear();
+    } else if (action.waits_for == ActionKind::kSumCopies) {
+      groups_[action.group].copies_summed = true;
     } else {
       groups_[action.group].all_reduced = true;
     }
@@ -155,8 +187,15 @@ class Replay {
     check_parameters(action);
     Work& work = work_of(action);
     require(!work.forward, "has run already");
-    require(action.segment == 0 || work_[action.segment - 1][action.microbatch].forward,
-            "its input is missing: segment ", action.segment - 1, " has not run");
+    const auto& stage = stages_.with_segment(action.segment);
+    if (action.segment == stage.first_segment && stage.receives) {
+      require(stages_.messages(stage.index, action.microbatch).inputs,
+              "its input is missing: stage ", stage.index, " has not received it");
+    } else {
+      require(
+          action.segment == 0 || work_[action.segment - 1][action.microbatch].forward,
+          "its input is missing: segment ", action.segment - 1, " has not run");
+    }
     work.forward = true;
     work.saved = training_ && !shape_.segments[action.segment].recompute;
   }
@@ -167,26 +206,42 @@ class Replay {
     require(shape_.segments[action.segment].recompute, "segment '",
             shape_.segments[action.segment].name, "' is not to be recomputed");
     require(work.forward, "comes before its Forward");
-    require(!work.backward && !work.saved, "what it would save is there or was used");
+    require(!work.input_gradient && !work.saved,
+            "what it would save is there or was used");
     work.saved = true;
   }
 
-  void backward(const Action& action) {
+  void backward_input(const Action& action) {
     check_parameters(action);
     Work& work = work_of(action);
-    require(!work.backward, "has run already");
+    require(!work.input_gradient, "has run already");
     require(work.saved, "what Forward saves for it is missing");
+    const auto& stage = stages_.with_segment(action.segment);
     const size_t next = action.segment + 1;
-    require(next == work_.size() || work_[next][action.microbatch].backward,
-            "its gradient is missing: Backward of segment ", next, " has not run");
+    if (action.segment + 1 == stage.end() && stage.sends) {
+      require(stages_.messages(stage.index, action.microbatch).gradients,
+              "its gradient is missing: stage ", stage.index, " has not received it");
+    } else if (action.segment + 1 < stage.end() || !stage.is_last) {
+      require(work_[next][action.microbatch].input_gradient,
+              "its gradient is missing: Backward of segment ", next, " has not run");
+    }
     require(tokens_counted_, "the token count has not been waited for");
     work.saved = false;
+    work.input_gradient = work.rest = true;
+  }
+
+  void backward_weight(const Action& action) {
+    Work& work = work_of(action);
+    require(!work.backward, "has run already");
+    require(work.rest, "what the first half of the backward leaves for it is missing");
+    work.rest = false;
     work.backward = true;
     for (const int64_t group : shape_.segments[action.segment].groups) {
       if (!shape_.groups[group].trainable) continue;
       require(!is_under_way(ActionKind::kReduceGradient, group) &&
                   !is_under_way(ActionKind::kAllReduceGradient, group) &&
-                  !groups_[group].all_reduced,
+                  !is_under_way(ActionKind::kSumCopies, group) &&
+                  !groups_[group].all_reduced && !groups_[group].copies_summed,
               "adds to the gradient of ", name(group),
               " during or after its reduction");
       ++groups_[group].num_contributions;
@@ -194,6 +249,32 @@ class Replay {
         ++groups_[group].unreduced[action.microbatch];
       }
     }
+  }
+
+  void send(const Action& action) {
+    const StageShape& stage = stages_.stage(action.stage);
+    const bool outputs = action.kind == ActionKind::kSendActivation;
+    require(outputs ? stage.sends : stage.receives, "no other rank expects it");
+    bool& sent = outputs
+                     ? stages_.messages(action.stage, action.microbatch).sent_outputs
+                     : stages_.messages(action.stage, action.microbatch).sent_gradients;
+    require(!sent, "has been sent already");
+    const int64_t maker = outputs ? stage.end() - 1 : stage.first_segment;
+    const Work& work = work_[maker][action.microbatch];
+    require(outputs ? work.forward : work.input_gradient,
+            "what it sends is missing: ", outputs ? "Forward" : "Backward",
+            " of segment ", maker, " has not run");
+    sent = true;
+    start(action);
+  }
+
+  void receive(const Action& action) {
+    const StageShape& stage = stages_.stage(action.stage);
+    const bool inputs = action.kind == ActionKind::kReceiveActivation;
+    require(inputs ? stage.receives : stage.sends, "no other rank sends it");
+    const StageMessages& messages = stages_.messages(action.stage, action.microbatch);
+    require(!(inputs ? messages.inputs : messages.gradients), "has come already");
+    start(action);
   }
 
   void start_reduce(const Action& action) {
@@ -225,7 +306,25 @@ class Replay {
     start(action);
   }
 
+  void start_copy_sum(const Action& action) {
+    const GroupShape& group = shape_.groups[action.group];
+    require(group.copies > 1 && group.trainable, name(action.group),
+            " is of no other stage");
+    require(!groups_[action.group].copies_summed, "the gradient is summed already");
+    check_summed(action.group);
+    start(action);
+  }
+
   void check_final(int64_t group) const {
+    if (!shape_.groups[group].trainable || num_users_[group] == 0) return;
+    check_summed(group);
+    require(shape_.groups[group].copies == 1 || groups_[group].copies_summed,
+            "the gradient of ", name(group),
+            " is not summed over the stages that share"
+            " it");
+  }
+
+  void check_summed(int64_t group) const {
     if (!shape_.groups[group].trainable || num_users_[group] == 0) return;
     require(is_complete(group), "the gradient of ", name(group), " is not complete");
     require(shape_.groups[group].replicas == 1 || groups_[group].all_reduced,
@@ -245,10 +344,14 @@ class Replay {
   }
 
   void check_end() const {
-    for (const auto& [kind, group] : in_flight_) {
-      require(false, "nobody waits for ",
-              to_string(Action{.kind = kind, .group = group}));
+    for (const auto& [kind, group, stage, microbatch] : in_flight_) {
+      require(
+          false, "nobody waits for ",
+          to_string(Action{
+              .kind = kind, .stage = stage, .group = group, .microbatch = microbatch}));
     }
+    const std::string missing = stages_.missing(training_);
+    require(missing.empty(), missing, " is missing");
     for (size_t segment = 0; segment < work_.size(); ++segment) {
       for (size_t microbatch = 0; microbatch < work_[segment].size(); ++microbatch) {
         const Work& work = work_[segment][microbatch];
@@ -270,6 +373,7 @@ class Replay {
   const bool training_;
   std::vector<std::vector<Work>> work_;  // [segment][microbatch]
   std::vector<GroupState> groups_;
+  StageLedger stages_;
   std::vector<int64_t> num_users_;  // segments that use a group
   std::set<Flight> in_flight_;
   bool tokens_counted_ = false;
@@ -282,30 +386,6 @@ class Replay {
 void verify(const Program& program, const StepShape& shape, ProgramKind kind) {
   check(shape);
   Replay(shape, kind).run(program);
-}
-
-void verify_agreement(std::span<const Program> programs) {
-  const auto starts_of = [](const Program& program) {
-    std::vector<std::string> starts;
-    for (const Action& action : program) {
-      // The norm that clips is a sum over ranks too.
-      if (is_start(action) || action.kind == ActionKind::kClipGradient) {
-        starts.push_back(to_string(action));
-      }
-    }
-    starts.push_back("the end");
-    return starts;
-  };
-  if (programs.empty()) return;
-  const std::vector<std::string> first = starts_of(programs[0]);
-  for (size_t rank = 1; rank < programs.size(); ++rank) {
-    const std::vector<std::string> other = starts_of(programs[rank]);
-    for (size_t i = 0; i < std::min(first.size(), other.size()); ++i) {
-      base::check_value(first[i] == other[i], "communication ", i,
-                        " differs between ranks: rank 0 reaches ", first[i], ", rank ",
-                        rank, " reaches ", other[i]);
-    }
-  }
 }
 
 }  // namespace torchtitan::plan

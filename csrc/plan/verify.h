@@ -16,14 +16,14 @@ enum class ProgramKind {
 // Replays the program on a model of the rank's memory. Accepts it only if
 // * every action names what the shape has, and every start has exactly one Wait, later;
 // * compute uses parameters that are gathered, inputs that exist and, in Backward, the
-//   token count and what was saved; each Forward and Backward runs exactly once, each
-//   Recompute once where the segment asks for it;
+//   token count and what was saved; each Forward and Backward (whole or
+//   in halves) runs exactly once, each Recompute once where the segment asks for it;
+// * what stages receive has come before it is read, what they send is there and is sent
+//   once (that ranks do not wait for each other is shown elsewhere);
 // * gradients are summed over shards and replicas when all their contributions are
-// there
-//   (of the microbatch, of the step), are not written meanwhile, and all are;
+//   there (of the microbatch, of the step), are not written meanwhile, and all are;
 // * ClipGradient runs once, on final gradients; each trainable group steps once, with
-// its
-//   final gradient, after ClipGradient if all step together, and is not used
+//   its final gradient, after ClipGradient if all step together, and is not used
 //   afterwards;
 // * nothing stays gathered, saved or under way.
 // Throws std::invalid_argument with the index and text of the first wrong action.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 namespace torchtitan::train {
 namespace {
@@ -12,13 +13,34 @@ using plan::ActionKind;
 
 constexpr const char* kLoss = "loss";
 
+// Equal for runs whose messages have equal shapes.
+std::string signature(const Batch& batch, bool training) {
+  std::ostringstream text;
+  text << (training ? "training" : "evaluation");
+  for (const auto& [name, tensor] : batch) text << ' ' << name << tensor.sizes();
+  return text.str();
+}
+
+// Moves the values of these names out of a map.
+nn::StageTransport::Values take(Batch& values, const std::vector<std::string>& names) {
+  nn::StageTransport::Values taken;
+  for (const auto& name : names) {
+    if (auto entry = values.extract(name)) taken.insert(std::move(entry));
+  }
+  return taken;
+}
+
+void put(nn::StageTransport::Values values, Batch& into) {
+  for (auto& [name, tensor] : values) into[name] = std::move(tensor);
+}
+
 }  // namespace
 
 Executor::Executor(nn::Model model,
                    std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
-                   std::vector<bool> recompute)
+                   std::vector<bool> recompute, nn::Stages stages)
     : model_(std::move(model)), groups_(std::move(groups)),
-      recompute_(std::move(recompute)) {
+      recompute_(std::move(recompute)), stages_(std::move(stages)) {
   TORCH_CHECK_VALUE(recompute_.size() == model_.segments.size(),
                     "expected one recompute "
                     "flag for each of ",
@@ -34,6 +56,7 @@ Executor::Executor(nn::Model model,
   }
   last_read_.resize(model_.segments.size());
   std::set<std::string> read;
+  for (const auto& names : stages_.outputs) read.insert(names.begin(), names.end());
   for (size_t s = model_.segments.size(); s-- > 0;) {
     for (const auto& name : model_.segments[s]->inputs()) {
       if (read.insert(name).second) last_read_[s].push_back(name);
@@ -50,17 +73,22 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
     live.saved.resize(model_.segments.size());
     live.kept.resize(model_.segments.size());
     live.own_weights.resize(model_.segments.size());
+    live.rest.resize(model_.segments.size());
     live.inputs.resize(model_.segments.size());
     live_.push_back(std::move(live));
   }
   loss_sum_ = at::Tensor();
-  keep_for_backward_ = std::any_of(
-      program.begin(), program.end(),
-      [](const plan::Action& action) { return action.kind == ActionKind::kBackward; });
+  keep_for_backward_ =
+      std::any_of(program.begin(), program.end(),
+                  [](const plan::Action& action) { return plan::is_backward(action); });
+  if (stages_.transport) {
+    stages_.transport->begin(signature(live_.at(0).values, keep_for_backward_));
+  }
   program_ = &program;
   other_ = &other;
   // A model with a forward of its own moves on from within an action.
   for (next_ = 0; next_ < program.size();) execute(program[next_++]);
+  live_.clear();
 }
 
 void Executor::execute(const plan::Action& action) {
@@ -70,11 +98,19 @@ void Executor::execute(const plan::Action& action) {
       return model_.own_forward ? own_forward(action) : forward(action);
     case ActionKind::kRecompute: return recompute(action);
     case ActionKind::kBackward:
+    case ActionKind::kBackwardInput:
       return model_.own_forward ? own_backward(action) : backward(action);
+    case ActionKind::kBackwardWeight:
+      return model_.own_forward ? own_backward_weight(action) : backward_weight(action);
+    case ActionKind::kSendActivation:
+    case ActionKind::kSendGradient: return start_send(action);
+    case ActionKind::kReceiveActivation:
+    case ActionKind::kReceiveGradient: return stages_.transport->start_receive(action);
     case ActionKind::kUnshard: return group()->start_unshard();
     case ActionKind::kReshard: return group()->reshard();
     case ActionKind::kReduceGradient: return group()->start_reduce();
     case ActionKind::kAllReduceGradient: return group()->start_replica_reduce();
+    case ActionKind::kSumCopies: return group()->start_copy_sum();
     case ActionKind::kWait: return wait(action);
     default: return (*other_)(action);
   }
@@ -86,8 +122,34 @@ void Executor::wait(const plan::Action& action) {
     case ActionKind::kUnshard: return group()->wait_unshard();
     case ActionKind::kReduceGradient: return group()->wait_reduce();
     case ActionKind::kAllReduceGradient: return group()->wait_replica_reduce();
+    case ActionKind::kSumCopies: return group()->wait_copy_sum();
+    case ActionKind::kSendActivation:
+    case ActionKind::kSendGradient: stages_.transport->wait(action); return;
+    case ActionKind::kReceiveActivation:
+      return put(stages_.transport->wait(action),
+                 live_.at(static_cast<size_t>(action.microbatch)).values);
+    case ActionKind::kReceiveGradient:
+      return put(stages_.transport->wait(action),
+                 live_.at(static_cast<size_t>(action.microbatch)).gradients);
     default: return (*other_)(action);
   }
+}
+
+size_t Executor::position_of(int64_t stage) const {
+  const auto found =
+      std::find_if(stages_.shapes.begin(), stages_.shapes.end(),
+                   [&](const plan::StageShape& shape) { return shape.index == stage; });
+  TORCH_CHECK(found != stages_.shapes.end(), "this rank does not have stage ", stage);
+  return static_cast<size_t>(found - stages_.shapes.begin());
+}
+
+void Executor::start_send(const plan::Action& action) {
+  const auto position = position_of(action.stage);
+  auto& live = live_.at(static_cast<size_t>(action.microbatch));
+  stages_.transport->start_send(action,
+                                action.kind == ActionKind::kSendActivation
+                                    ? take(live.values, stages_.outputs[position])
+                                    : take(live.gradients, stages_.inputs[position]));
 }
 
 void Executor::check_gathered(const nn::Segment& segment) const {
@@ -169,14 +231,27 @@ void Executor::backward(const plan::Action& action) {
     if (found != live.gradients.end()) live.gradients.erase(found);
   }
   auto input_gradients =
-      segment.backward(std::move(live.saved[s]), output_gradients, parameters_[s]);
+      action.kind == ActionKind::kBackwardInput
+          ? segment.backward_input(std::move(live.saved[s]), output_gradients,
+                                   parameters_[s], &live.rest[s])
+          : segment.backward(std::move(live.saved[s]), output_gradients,
+                             parameters_[s]);
   for (size_t i = 0; i < input_gradients.size(); ++i) {
     if (!input_gradients[i].defined()) continue;
     auto& gradient = live.gradients[segment.inputs()[i]];
     gradient = gradient.defined() ? at::add(gradient, input_gradients[i])
                                   : std::move(input_gradients[i]);
   }
-  if (s == 0) live = Live{};
+  // What is left of the microbatch: gradients to be sent and gradients of parameters.
+  if (s == 0) live.values.clear();
+}
+
+void Executor::backward_weight(const plan::Action& action) {
+  const auto s = static_cast<size_t>(action.segment);
+  auto& rest = live_.at(static_cast<size_t>(action.microbatch)).rest[s];
+  prepare_gradients(*model_.segments.at(s));  // they are reduced after this
+  // The first half may have left nothing to do.
+  if (rest) model_.segments[s]->backward_weight(std::move(rest), parameters_[s]);
 }
 
 }  // namespace torchtitan::train

@@ -1,6 +1,6 @@
 // Runs the model's part of a program: gathers, forwards, recomputes, backwards,
-// reduces. Actions that are not the model's (token count, clipping, optimizer) go to
-// the caller.
+// reduces, messages between stages. Actions that are not the model's (token count,
+// clipping, optimizer) go to the caller.
 #pragma once
 
 #include <functional>
@@ -11,6 +11,7 @@
 
 #include "nn/model.h"
 #include "nn/parameter_group.h"
+#include "nn/stage_transport.h"
 #include "plan/program.h"
 
 namespace torchtitan::train {
@@ -23,9 +24,9 @@ class Executor final : private nn::Progress {
   using OtherActions = std::function<void(const plan::Action&)>;
 
   // Segment s runs again before its backward where recompute[s], keeping its inputs and
-  // what Segment::keep() was asked for.
+  // what Segment::keep() was asked for. Without stages the model is the whole one.
   Executor(nn::Model model, std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
-           std::vector<bool> recompute);
+           std::vector<bool> recompute, nn::Stages stages);
 
   // Runs the actions in order. Values named "loss" are summed into loss_sum(); their
   // gradient is loss_gradient, which must be set before the first Backward.
@@ -45,9 +46,12 @@ class Executor final : private nn::Progress {
     Batch gradients;
     std::vector<std::unique_ptr<nn::Segment::Saved>> saved;
     std::vector<std::unique_ptr<nn::Segment::Saved>> kept;  // for Recompute
+    std::vector<std::unique_ptr<nn::Segment::Saved>> rest;  // for BackwardWeight
     std::vector<nn::TensorList> inputs;
     std::vector<std::function<void()>> own_weights;  // for BackwardWeight
-    at::Tensor own_loss;  // of a model with a forward of its own, with its graph
+    // Of a model with a forward of its own, by stage: what it was given by the stage
+    // before, a leaf, and what it made, with its graph.
+    std::vector<at::Tensor> own_inputs, own_outputs;
   };
 
   void execute(const plan::Action& action);
@@ -55,11 +59,17 @@ class Executor final : private nn::Progress {
   void forward(const plan::Action& action);
   void recompute(const plan::Action& action);
   void backward(const plan::Action& action);
+  void backward_weight(const plan::Action& action);
+  void start_send(const plan::Action& action);
+  // Position of a stage of the pipeline among those of this rank.
+  size_t position_of(int64_t stage) const;
   void check_gathered(const nn::Segment& segment) const;
   void prepare_gradients(const nn::Segment& segment);
   void add_loss(const at::Tensor& loss);
 
   // A model's own forward and backward: one call, from which the program goes on.
+  plan::StageShape own_stage(size_t position) const;
+  size_t own_stage_of(int64_t segment) const;
   void own_forward(const plan::Action& action);
   void own_backward(const plan::Action& action);
   void reach_forward(int64_t segment) override;
@@ -72,8 +82,9 @@ class Executor final : private nn::Progress {
   nn::Model model_;
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups_;
   std::vector<bool> recompute_;
+  nn::Stages stages_;
   std::vector<nn::TensorList> parameters_;  // leaves of each segment
-  // Names of the inputs that no segment after this one reads.
+  // Names of the inputs that no segment after this one reads and no stage sends on.
   std::vector<std::vector<std::string>> last_read_;
   std::vector<Live> live_;
   const plan::Program* program_ = nullptr;  // under way

@@ -3,6 +3,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "train/executor.h"
@@ -11,41 +12,89 @@ namespace torchtitan::train {
 
 using plan::ActionKind;
 
+plan::StageShape Executor::own_stage(size_t position) const {
+  if (!stages_.shapes.empty()) return stages_.shapes.at(position);
+  return {.index = 0,
+          .first_segment = 0,
+          .num_segments = static_cast<int64_t>(model_.segments.size()),
+          .is_last = true,
+          .receives = false,
+          .sends = false};
+}
+
+size_t Executor::own_stage_of(int64_t segment) const {
+  size_t position = 0;
+  while (segment >= own_stage(position).end()) ++position;
+  return position;
+}
+
 void Executor::own_forward(const plan::Action& action) {
-  TORCH_CHECK(action.segment == 0, plan::to_string(action),
+  const auto position = own_stage_of(action.segment);
+  const auto stage = own_stage(position);
+  TORCH_CHECK(action.segment == stage.first_segment, plan::to_string(action),
               ": a model with a forward of "
               "its own starts at its first segment");
   auto& live = live_.at(static_cast<size_t>(action.microbatch));
-  check_gathered(*model_.segments.front());
+  check_gathered(*model_.segments.at(static_cast<size_t>(action.segment)));
   reached_ = action;
-  auto loss = [&] {
+  auto values = live.values;
+  if (stage.index > 0) {
+    auto input = live.values.at(nn::kHidden).detach();
+    if (keep_for_backward_) input.set_requires_grad(input.is_floating_point());
+    values[nn::kHidden] = input;
+    live.own_inputs.resize(std::max(live.own_inputs.size(), position + 1));
+    live.own_inputs[position] = std::move(input);
+    live.values.erase(nn::kHidden);
+  } else {
+    values.erase(nn::kHidden);
+  }
+  auto output = [&] {
     const c10::AutoGradMode mode(keep_for_backward_);
-    return model_.own_forward(live.values, this);
+    return model_.own_forward(values, static_cast<int64_t>(position), this);
   }();
-  TORCH_CHECK_VALUE(loss.numel() == 1,
-                    "expected the sum of the loss over the microbatch as "
-                    "one number, found a tensor of shape ",
-                    loss.sizes());
-  reach_forward(static_cast<int64_t>(model_.segments.size()) - 1);
-  live.values.clear();
-  add_loss(loss.detach().view(at::IntArrayRef()));
-  if (keep_for_backward_) live.own_loss = std::move(loss);
+  reach_forward(stage.end() - 1);
+  if (stage.is_last) {
+    TORCH_CHECK_VALUE(output.numel() == 1,
+                      "expected the sum of the loss over the microbatch as "
+                      "one number, found a tensor of shape ",
+                      output.sizes());
+    live.values.clear();
+    add_loss(output.detach().view(at::IntArrayRef()));
+  } else {
+    live.values[nn::kHidden] = output.detach();
+  }
+  if (!keep_for_backward_) return;
+  live.own_outputs.resize(std::max(live.own_outputs.size(), position + 1));
+  live.own_outputs[position] = std::move(output);
 }
 
 void Executor::own_backward(const plan::Action& action) {
-  const auto last = static_cast<int64_t>(model_.segments.size()) - 1;
-  TORCH_CHECK(action.segment == last, plan::to_string(action),
+  const auto position = own_stage_of(action.segment);
+  const auto stage = own_stage(position);
+  TORCH_CHECK(action.segment + 1 == stage.end(), plan::to_string(action),
               ": the backward of a model "
               "with a forward of its own starts at its last segment");
-  auto loss = std::move(live_.at(static_cast<size_t>(action.microbatch)).own_loss);
-  TORCH_CHECK(loss.defined(), plan::to_string(action), ": backward without a forward");
-  TORCH_CHECK_VALUE(loss.requires_grad(), "the loss does not depend on any parameter");
-  check_gathered(*model_.segments.back());
-  prepare_gradients(*model_.segments.back());
+  auto& live = live_.at(static_cast<size_t>(action.microbatch));
+  auto output = std::move(live.own_outputs.at(position));
+  TORCH_CHECK(output.defined(), plan::to_string(action),
+              ": backward without a forward");
+  TORCH_CHECK_VALUE(output.requires_grad(), stage.is_last ? "the loss" : "a stage",
+                    " does not depend on any parameter");
+  auto gradient = loss_gradient_;
+  if (!stage.is_last) {
+    gradient = live.gradients.at(nn::kHidden);
+    live.gradients.erase(nn::kHidden);
+  }
+  check_gathered(*model_.segments.at(static_cast<size_t>(action.segment)));
+  prepare_gradients(*model_.segments.at(static_cast<size_t>(action.segment)));
   reached_ = action;
-  torch::autograd::backward({loss},
-                            {loss_gradient_.to(loss.scalar_type()).view(loss.sizes())});
-  reach_backward(0, [] {});
+  torch::autograd::backward({output},
+                            {gradient.to(output.scalar_type()).view(output.sizes())});
+  reach_backward(stage.first_segment, [] {});
+  if (stage.index == 0) return;
+  auto& input = live.own_inputs.at(position);
+  live.gradients[nn::kHidden] = input.grad();
+  input.reset();
 }
 
 const plan::Action& Executor::next_compute(ActionKind expected, int64_t segment) {
@@ -113,9 +162,8 @@ void Executor::own_backward_weight(const plan::Action& action) {
   const auto s = static_cast<size_t>(action.segment);
   const auto weight = std::exchange(
       live_.at(static_cast<size_t>(action.microbatch)).own_weights.at(s), nullptr);
-  if (!weight) return;
-  prepare_gradients(*model_.segments.at(s));
-  weight();
+  prepare_gradients(*model_.segments.at(s));  // they are reduced after this
+  if (weight) weight();
 }
 
 }  // namespace torchtitan::train

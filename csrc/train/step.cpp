@@ -5,6 +5,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
@@ -31,11 +32,26 @@ at::Tensor count_tokens(const std::vector<Batch>& batches) {
   return count;
 }
 
+// Rows in equal parts.
+std::vector<Batch> divide(const Batch& batch, int64_t parts) {
+  std::vector<Batch> batches(static_cast<size_t>(parts));
+  for (const auto& [name, tensor] : batch) {
+    TORCH_CHECK_VALUE(tensor.size(0) % parts == 0, "evaluate: ", tensor.size(0),
+                      " rows of '", name, "' cannot be divided among ", parts,
+                      " microbatches");
+    const int64_t rows = tensor.size(0) / parts;
+    for (int64_t i = 0; i < parts; ++i) {
+      batches[static_cast<size_t>(i)][name] = tensor.narrow(0, i * rows, rows);
+    }
+  }
+  return batches;
+}
+
 }  // namespace
 
 Step::Step(StepParts parts)
     : parts_(std::move(parts)),
-      executor_(parts_.model, parts_.groups, parts_.recompute) {}
+      executor_(parts_.model, parts_.groups, parts_.recompute, parts_.stages) {}
 
 StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
                      int64_t step) {
@@ -56,12 +72,20 @@ StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
 
 Evaluation Step::evaluate(Batch batch) {
   const c10::AutoGradMode off(false);
-  std::vector<Batch> batches{std::move(batch)};
+  auto batches = divide(batch, parts_.evaluation_microbatches);
   const auto num_tokens = count_tokens(batches);
   for (const auto& group : parts_.groups) group->refresh();
   executor_.run(parts_.evaluation_program, std::move(batches),
                 [](const plan::Action&) {});
-  return {executor_.loss_sum(), num_tokens};
+  auto loss_sum = local_loss(num_tokens.options());
+  parts_.pipeline_axis.all_reduce(loss_sum).wait();
+  return {loss_sum, num_tokens};
+}
+
+at::Tensor Step::local_loss(const at::TensorOptions& options) const {
+  const auto& loss = executor_.loss_sum();
+  return loss.defined() ? loss.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true)
+                        : at::zeros({}, options);
 }
 
 void Step::other_action(const plan::Action& action) {
@@ -111,11 +135,18 @@ at::Tensor Step::squared_norm(size_t begin, size_t end) const {
 }
 
 void Step::clip_gradient() {
-  result_.local_loss = executor_.loss_sum();
-  result_.loss = result_.local_loss.to(at::kDouble);
-  parts_.loss_axis.all_reduce(result_.loss).wait();
-  result_.loss = result_.loss.div(at::clamp_min(result_.num_tokens, 1.0));
-  result_.grad_norm = squared_norm(0, parts_.groups.size()).sqrt();
+  result_.local_loss = local_loss(result_.local_tokens.options());
+  auto loss = result_.local_loss.clone();
+  parts_.loss_axis.all_reduce(loss).wait();
+  auto squares = squared_norm(0, parts_.groups.size());
+  if (parts_.pipeline_axis.size() > 1) {
+    const auto both = at::stack({loss, squares});
+    parts_.pipeline_axis.all_reduce(both).wait();
+    loss = both[0];
+    squares = both[1];
+  }
+  result_.loss = loss.div(at::clamp_min(result_.num_tokens, 1.0));
+  result_.grad_norm = squares.sqrt();
   scalars_.clip =
       at::reciprocal(result_.grad_norm.add(1e-6)).mul(parts_.max_norm).clamp_max(1.0);
   result_.finite = at::isfinite(result_.grad_norm)

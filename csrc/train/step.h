@@ -20,19 +20,22 @@ struct StepParts {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups;
   std::vector<bool> recompute;                  // by segment
   plan::Program training_program;               // a whole step
-  plan::Program evaluation_program;             // one microbatch, forward only
+  nn::Stages stages;                            // none: the model is the whole one
+  plan::Program evaluation_program;             // forward only
+  int64_t evaluation_microbatches;              // of the latter
   std::shared_ptr<optim::Optimizer> optimizer;  // its index i is group i
   collectives::Group loss_axis;                 // ranks that hold different tokens
   collectives::Group tensor_axis;               // ranks that divide the segments' work
+  collectives::Group pipeline_axis;             // ranks that divide the segments
   double max_norm;                              // of the gradient of the global batch
 };
 
 // All 0-dim. Not read by the step itself, so reading one is what waits for the device.
 struct StepResult {
-  at::Tensor loss;          // global: sum of cross-entropy / valid tokens, float64
-  at::Tensor grad_norm;     // global 2-norm before clipping, float64
-  at::Tensor num_tokens;    // valid tokens of the global batch, float64
-  at::Tensor local_loss;    // sum of cross-entropy on this rank
+  at::Tensor loss;        // global: sum of cross-entropy / valid tokens, float64
+  at::Tensor grad_norm;   // global 2-norm before clipping, float64
+  at::Tensor num_tokens;  // valid tokens of the global batch, float64
+  at::Tensor local_loss;  // sum of cross-entropy on this rank; 0 without the last stage
   at::Tensor local_tokens;  // valid tokens on this rank, float64
   // 0 where loss or norm is not finite: nothing was changed, or, where groups step one
   // by one during backward, only those whose own gradient is finite.
@@ -40,7 +43,7 @@ struct StepResult {
 };
 
 struct Evaluation {
-  at::Tensor loss_sum;    // 0-dim, this rank's batch
+  at::Tensor loss_sum;  // 0-dim float64, this rank's batch, in a pipeline on all ranks
   at::Tensor num_tokens;  // 0-dim float64, valid tokens of this rank's batch
 };
 
@@ -53,7 +56,8 @@ class Step {
   StepResult run(std::vector<Batch> microbatches, double learning_rate, int64_t step);
 
   // Loss without gradients (those of the last step stay); all ranks of sharded groups
-  // must call it together.
+  // or of a pipeline must call it together. Rows of the batch are divided evenly among
+  // the microbatches of the program.
   Evaluation evaluate(Batch batch);
 
   const std::vector<std::shared_ptr<nn::ParameterGroup>>& groups() const {
@@ -65,6 +69,8 @@ class Step {
   void other_action(const plan::Action& action);
   void finish_token_count();
   void clip_gradient();
+  // A copy in float64, 0 where this rank has no loss.
+  at::Tensor local_loss(const at::TensorOptions& options) const;
   void optimizer_step(const plan::Action& action);
   // Sum of squares of the gradients of groups [begin, end) over all shards, float64.
   at::Tensor squared_norm(size_t begin, size_t end) const;

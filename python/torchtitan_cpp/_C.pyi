@@ -481,11 +481,8 @@ class nn:
     def local_attention() -> nn.AttentionKernel:
         """Whole sequences on this rank."""
     @staticmethod
-    def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], nn.Progress], torch.Tensor]) -> nn.Model:
+    def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], int, nn.Progress], torch.Tensor]) -> nn.Model:
         """A model whose own code calls its segments: `forward(batch, progress)` gives the sum of the loss and passes each segment by `progress.call`. Groups are (name, stays gathered, [(parameter, shape)]), segments (name, [group]); the last segment is what comes after the last call."""
-    @staticmethod
-    def measure(model: nn.Model, batch: collections.abc.Mapping[str, torch.Tensor], shape: plan.StepShape, *, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype) -> plan.StepShape:
-        """The step's shape with the bytes of every segment, found by running the model on meta tensors. `batch` is one microbatch."""
 
 class optim:
 
@@ -512,6 +509,9 @@ class parallel:
         @property
         def groups(self) -> list[nn.ParameterGroup]: ...
         @property
+        def segments(self) -> list[int]:
+            """Of the whole model, by segment of this rank's part."""
+        @property
         def recompute(self) -> list[bool]:
             """By segment."""
         @property
@@ -530,16 +530,38 @@ class parallel:
         def training_program(self) -> str:
             """The program of one step, a line an action."""
 
+    class Part:
+        """The part of a model that one rank has."""
+        @property
+        def segments(self) -> list[int]:
+            """Of the whole model, by segment of the part."""
+
+    class PipelineOptions:
+        """Schedules of a pipeline."""
+        def __init__(self, *, group: collectives.Group, training: plan.Schedule, rounds: int, evaluation: plan.Schedule) -> None: ...
+
     class Recompute:
         """Activation checkpointing."""
         def __init__(self, *, mode: str, every: int=1, recomputed_modules: collections.abc.Sequence[str]=[], budget: float=1.0, rows: int=1, length: int=1, dtype: torch.dtype=torch.float32) -> None:
             """`every` is of mode selective, `recomputed_modules` of per_operation, `budget` of memory_budget. A microbatch has `rows` of `length` tokens and activations of `dtype`."""
     @staticmethod
-    def apply(model: nn.Model, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool) -> parallel.Applied:
+    def apply(part: parallel.Part, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool, pipeline: parallel.PipelineOptions | None=None) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs."""
+    @staticmethod
+    def as_part(model: nn.Model, *, segments_per_stage: collections.abc.Sequence[int], rank_of_stage: collections.abc.Sequence[int], rank: int) -> parallel.Part:
+        """The same for a model with a forward of its own that was made for the stages of the rank; `segments_per_stage` are theirs."""
     @staticmethod
     def context_attention(ranks: collectives.Group, *, rotate_method: str, load_balancer: str) -> nn.AttentionKernel:
         """Attention of ranks that share sequences. `rotate_method` is 'allgather', 'alltoall' (around a ring) or 'ulysses' (heads for tokens), `load_balancer` 'headtail', 'none' or 'ptrr'."""
+    @staticmethod
+    def measure(whole: nn.Model, applied: parallel.Applied, batch: collections.abc.Mapping[str, torch.Tensor], shape: plan.StepShape, *, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype) -> plan.StepShape:
+        """The shape of the rank's step with the bytes of every segment, found by running its part of the model on meta tensors. `batch` is one microbatch."""
+    @staticmethod
+    def take_part(model: nn.Model, *, segments_per_stage: collections.abc.Sequence[int], rank_of_stage: collections.abc.Sequence[int], rank: int) -> parallel.Part:
+        """The segments of the stages of a rank, and the parameters that they use."""
+    @staticmethod
+    def whole(model: nn.Model) -> parallel.Part:
+        """A model that lies whole on every rank of the pipeline axis."""
 
 class plan:
 
@@ -992,7 +1014,7 @@ class train:
 
     class Step:
         """The hot training step."""
-        def __init__(self, model: nn.Model, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
+        def __init__(self, applied: parallel.Applied, optimizer: optim.Optimizer, *, loss_axis: collectives.Group, max_norm: float) -> None: ...
         def run(self, microbatches: collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]], *, learning_rate: float, step: int) -> train.StepResult:
             """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
         def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:

@@ -22,10 +22,12 @@ from torchtitan_cpp.nn.initial_values import (
     make_whole,
     named_values,
 )
-from torchtitan_cpp.nn.python_model import PythonModel, load_whole
+from torchtitan_cpp.nn.python_model import PythonModel, Stage, load_whole
 from torchtitan_cpp.nn.recomputation import RecomputeOptions
+from torchtitan_cpp.nn.stages import drop_parameters, keep_modules, shared_between
 from torchtitan_cpp.optim import OptimizersContainer
 from torchtitan_cpp.own_optimizers import OwnOptimizers
+from torchtitan_cpp.pipeline import Pipeline, modules_of, plan_pipeline
 from torchtitan_cpp.train_spec import TrainSpec
 from torchtitan_cpp.world import World
 
@@ -35,15 +37,19 @@ class Model:
     """A model laid out over the mesh."""
 
     module: nn.Module
-    """Its parameters are this rank's pieces."""
+    """Its parameters are this rank's pieces; it has this rank's stages only."""
     args: Any
     num_params: int
     """Of the whole model."""
     flops_per_token: int
     core: _C.nn.Model
+    """The whole model; of one written in Python, this rank's part."""
     attention: _C.nn.AttentionKernel
     """Which tokens of each sequence are here."""
     applied: _C.parallel.Applied
+    parameter_names: tuple[str, ...]
+    """Of the whole model."""
+    pipeline: Pipeline | None
     initialize: Callable[[int], None]
     """Fills this rank's pieces with the initial values of a seed."""
 
@@ -75,10 +81,20 @@ def build_model(
     num_params, flops = args.get_nparams_and_flops(module, training.seq_len)
     dtype = getattr(torch, compute_dtype(training))
     loss_fn = _build_loss(spec, job_config, world)
+    names = tuple(name for name, _ in module.named_parameters())
+    pipeline = None
+    if world.parallel_dims.pp > 1:
+        pipeline = plan_pipeline(
+            job_config, modules_of(module), accumulation=accumulation
+        )
     python: PythonModel | None = None
     attention = _build_attention(job_config, world)
     if isinstance(module, CppModule):
         core = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
+        part = _C.parallel.whole(core)
+        if pipeline:  # which takes segments away from the model that it is given
+            mine = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
+            part = _take_part(mine, pipeline, world)
     else:
         for kind in ("tensor", "context"):
             field = f"{kind}_parallel_degree"
@@ -87,11 +103,20 @@ def build_model(
                     f"parallelism.{field}: not supported yet for models written in "
                     f"Python ({type(module).__name__}); set 1"
                 )
+        stages = _cut(module, pipeline, world)
         loss_fn = compile_model(module, loss_fn, job_config)
-        python = PythonModel(module, loss_fn)
+        python = PythonModel(module, loss_fn, stages)
         core = python.build_core()
+        part = _C.parallel.whole(core)
+        if pipeline:
+            part = _C.parallel.as_part(
+                core,
+                segments_per_stage=python.segments_per_stage,
+                rank_of_stage=pipeline.rank_of_stage,
+                rank=world.groups["pp"].rank,
+            )
     applied = _C.parallel.apply(
-        core,
+        part,
         shards=world.groups["fsdp"],
         replicas=world.groups["dp_replicate"],
         tensor=world.groups["tp"],
@@ -101,11 +126,24 @@ def build_model(
         device=world.device,
         reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward,
         overlap_depth=1,
-        recompute=_recompute_policy(job_config, dtype, is_python=python is not None),
-        num_microbatches=accumulation,
+        recompute=_recompute_policy(
+            job_config, dtype, pipeline, is_python=python is not None
+        ),
+        num_microbatches=pipeline.num_microbatches if pipeline else accumulation,
         early_optimizer_step=job_config.optimizer.early_step_in_backward,
+        pipeline=_C.parallel.PipelineOptions(
+            group=world.groups["pp"],
+            training=pipeline.schedule,
+            rounds=pipeline.rounds,
+            evaluation=pipeline.evaluation,
+        )
+        if pipeline
+        else None,
     )
     if python is None:
+        if pipeline:
+            held = {s.name for group in applied.groups for s in group.shards}
+            drop_parameters(module, held)
         adopt(module, applied.groups)
     else:
         python.bind(
@@ -137,6 +175,8 @@ def build_model(
         core=core,
         attention=attention,
         applied=applied,
+        parameter_names=names,
+        pipeline=pipeline,
         initialize=initialize,
     )
 
@@ -147,7 +187,11 @@ def _is_by_operation(job_config: JobConfig) -> bool:
 
 
 def _recompute_policy(
-    job_config: JobConfig, dtype: torch.dtype, *, is_python: bool
+    job_config: JobConfig,
+    dtype: torch.dtype,
+    pipeline: Pipeline | None,
+    *,
+    is_python: bool,
 ) -> _C.parallel.Recompute:
     ac, training = job_config.activation_checkpoint, job_config.training
     if is_python and has_budget_of_compiler(job_config):
@@ -164,7 +208,7 @@ def _recompute_policy(
         every=1 if by_operation else int(every),
         recomputed_modules=ac.per_op_sac_force_recompute_mm_shapes_by_fqns,
         budget=ac.memory_budget,
-        rows=training.local_batch_size,
+        rows=pipeline.microbatch_size if pipeline else training.local_batch_size,
         length=training.seq_len // job_config.parallelism.context_parallel_degree,
         dtype=dtype,
     )
@@ -178,6 +222,42 @@ def _recompute_options(job_config: JobConfig) -> RecomputeOptions:
         early_stop=ac.early_stop,
         debug=ac.debug,
     )
+
+
+def _take_part(core: _C.nn.Model, pipeline: Pipeline, world: World) -> _C.parallel.Part:
+    """The segments of this rank's stages."""
+    sizes = [
+        sum(name in modules for name in core.segments) for modules in pipeline.modules
+    ]
+    # What follows the layers has names of its own.
+    sizes[-1] += len(core.segments) - sum(sizes)
+    return _C.parallel.take_part(
+        core,
+        segments_per_stage=sizes,
+        rank_of_stage=pipeline.rank_of_stage,
+        rank=world.groups["pp"].rank,
+    )
+
+
+def _cut(
+    module: nn.Module, pipeline: Pipeline | None, world: World
+) -> list[Stage] | None:
+    """Leave of a Python module the stages of this rank, and say which they are."""
+    if pipeline is None:
+        return None
+    if shared := shared_between(module, pipeline.modules):
+        raise ValueError(
+            f"parameter {shared}: modules of different pipeline stages share it; not "
+            "supported yet for models written in Python"
+        )
+    last = len(pipeline.modules) - 1
+    stages = [
+        Stage(names=names, is_first=index == 0, is_last=index == last)
+        for index, names in enumerate(pipeline.modules)
+        if pipeline.rank_of_stage[index] == world.groups["pp"].rank
+    ]
+    keep_modules(module, {name for stage in stages for name in stage.names})
+    return stages
 
 
 def _build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFunction:
@@ -264,7 +344,6 @@ def build_step(
     else:
         optimizer = optimizers.optimizers[0].core
     return _C.train.Step(
-        model.core,
         model.applied,
         optimizer,
         loss_axis=world.groups["loss"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchtitan_cpp import _C
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.optim import CoreOptimizer
 
@@ -18,6 +20,13 @@ _MIB = 1024 * 1024
 def run(trainer: Trainer) -> None:
     """Run the program of ``training.steps`` steps on meta tensors and report."""
     training = trainer.job_config.training
+    if trainer.model.pipeline:
+        # What other stages would send is known on paper only.
+        from torchtitan_cpp.plan.make import make_plan  # which imports the trainer
+
+        plan = make_plan(trainer.job_config, trainer.world, model=trainer.model)
+        logger.info("%s", "\n" + report(trainer, plan.traffic))
+        return
     shape = (training.local_batch_size, training.seq_len)
     for step in range(1, training.steps + 1):
         trainer.world.recorder.reset()
@@ -31,10 +40,12 @@ def run(trainer: Trainer) -> None:
             for _ in range(trainer.accumulation)
         ]
         trainer.executor.run(microbatches, learning_rate=0.0, step=step)
-    logger.info("%s", "\n" + report(trainer))
+    logger.info("%s", "\n" + report(trainer, trainer.world.recorder.totals()))
 
 
-def report(trainer: Trainer) -> str:
+def report(
+    trainer: Trainer, traffic: Mapping[tuple[str, str], _C.plan.Traffic | Any]
+) -> str:
     """Memory that the rank keeps and bytes that it moves in a step, by axis."""
     training, dims = trainer.job_config.training, trainer.world.parallel_dims
     tokens = training.local_batch_size * training.seq_len * trainer.accumulation
@@ -56,16 +67,16 @@ def report(trainer: Trainer) -> str:
             )
         ],
     }
-    total = 0
+    together = 0
     for name, tensors in kept.items():
         size = sum(tensor.nbytes for tensor in tensors)
-        total += size
+        together += size
         lines.append(f"    {name:<16} {size / _MIB:>12,.1f} MiB")
-    lines.append(f"    {'together':<16} {total / _MIB:>12,.1f} MiB")
+    lines.append(f"    {'together':<16} {together / _MIB:>12,.1f} MiB")
     lines.append("  collectives a step:")
-    for (axis, verb), traffic in sorted(trainer.world.recorder.totals().items()):
+    for (axis, verb), total in sorted(traffic.items()):
         lines.append(
-            f"    {axis:<14} {verb:<16} {traffic.calls:>6} calls "
-            f"{traffic.bytes / _MIB:>12,.1f} MiB"
+            f"    {axis:<14} {verb:<16} {total.calls:>6} calls "
+            f"{total.bytes / _MIB:>12,.1f} MiB"
         )
     return "\n".join(lines)

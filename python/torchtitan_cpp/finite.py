@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 
@@ -37,23 +37,24 @@ def describe(
         early_step: every parameter group has stepped at its own last reduction, where
             its own gradient was finite.
     """
+    names = model.parameter_names
     shards = [shard for group in model.applied.groups for shard in group.shards]
-    weight = _first_bad((shard.value for shard in shards), world)
-    loss = _first_bad([result.local_loss], world)
-    gradient = _first_bad((shard.gradient for shard in shards), world)
+    weight = _first_bad({names.index(s.name): s.value for s in shards}, world)
+    loss = _first_bad({0: result.local_loss}, world)
+    gradient = _first_bad({names.index(s.name): s.gradient for s in shards}, world)
     if weight is not None:
-        where = f"rank {weight[1]}: first bad parameter {shards[weight[0]].name}"
+        where = f"rank {weight[1]}: first bad parameter {names[weight[0]]}"
     elif gradient is not None:
-        where = f"rank {gradient[1]}: first bad gradient {shards[gradient[0]].name}"
+        where = f"rank {gradient[1]}: first bad gradient {names[gradient[0]]}"
     else:
         where = "all gradients are finite"
     if loss is not None and weight is None:
         where = f"rank {loss[1]}: bad loss; {where}"
-    changed = _changed_groups(model, world) if early_step else 0
+    changed, groups = _changed_groups(model, world) if early_step else (0, 0)
     weights = "no weight was changed"
     if changed:
         weights = (
-            f"the weights of {changed} of {len(model.applied.groups)} parameter groups "
+            f"the weights of {changed} of {groups} parameter groups "
             "had been changed before (optimizer.early_step_in_backward)"
         )
     return (
@@ -62,22 +63,28 @@ def describe(
     )
 
 
-def _changed_groups(model: Model, world: World) -> int:
-    """Groups whose gradient is finite on all ranks: the step has updated them."""
-    groups = model.applied.groups
-    bad = torch.tensor(
-        [not bool(group.gradient.isfinite().all()) for group in groups],
-        dtype=torch.int64,
-        device=world.device,
+def _changed_groups(model: Model, world: World) -> tuple[int, int]:
+    """Groups whose gradient is finite on all ranks, which the step has updated, of all.
+
+    A group stands at the place of its first parameter, because ranks of a pipeline have
+    different ones.
+    """
+    codes = torch.zeros(
+        len(model.parameter_names), dtype=torch.int64, device=world.device
     )
-    world.groups["world"].all_reduce(bad, op=_C.collectives.ReduceOp.MAX).wait()
-    return len(groups) - int(bad.sum())
+    for group in model.applied.groups:
+        place = model.parameter_names.index(group.shards[0].name)
+        codes[place] = 1 if bool(group.gradient.isfinite().all()) else 2
+    world.groups["world"].all_reduce(codes, op=_C.collectives.ReduceOp.MAX).wait()
+    return int((codes == 1).sum()), int((codes > 0).sum())
 
 
-def _first_bad(tensors: Iterable[torch.Tensor], world: World) -> tuple[int, int] | None:
-    """Index of the first tensor that is not finite on any rank, and that rank."""
+def _first_bad(
+    tensors: Mapping[int, torch.Tensor], world: World
+) -> tuple[int, int] | None:
+    """Least index of a tensor that is not finite on any rank, and that rank."""
     size = world.parallel_dims.world_size
-    bad = (i for i, tensor in enumerate(tensors) if not bool(tensor.isfinite().all()))
+    bad = (i for i in sorted(tensors) if not bool(tensors[i].isfinite().all()))
     none = torch.iinfo(torch.int64).max
     first = next(bad, None)
     code = torch.tensor(

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+
+import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
@@ -19,6 +22,7 @@ from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
+from torchtitan_cpp.pipeline import modules_of, pipeline_misfits
 from torchtitan_cpp.train_spec import get_train_spec, registered_names
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.world import find_device_type, find_world_size
@@ -101,12 +105,19 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
     config = loaded.config
     if config.model.name not in {*FAMILIES, *registered_names()}:
         return {}
-    model_args = get_train_spec(config.model.name).model_args.get(config.model.flavor)
+    spec = get_train_spec(config.model.name)
+    model_args = spec.model_args.get(config.model.flavor)
     if model_args is None:
         return {}
     if not hasattr(model_args, "find_misfits"):  # a class of one's own
-        return BaseModelArgs.find_misfits(model_args, config)
-    return model_args.find_misfits(config)
+        misfits = BaseModelArgs.find_misfits(model_args, config)
+    else:
+        misfits = model_args.find_misfits(config)
+    if config.parallelism.pipeline_parallel_degree > 1 and not misfits:
+        with torch.device("meta"):
+            model = spec.model_cls(copy.deepcopy(model_args))
+        misfits |= pipeline_misfits(config, modules_of(model))
+    return misfits
 
 
 def _print_once(text: str) -> None:

@@ -301,12 +301,25 @@ class Trainer:
         """The microbatches of one step; fewer, or none, where the data ends."""
         microbatches = []
         for inputs, labels in itertools.islice(batches, self.accumulation):
-            microbatches.append(self.to_device(inputs, labels))
+            microbatches += self.divide(self.to_device(inputs, labels))
         return microbatches
+
+    def divide(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The rows of a local batch as the microbatches of a pipeline."""
+        if self.model.pipeline is None:
+            return [batch]
+        size = self.model.pipeline.microbatch_size
+        rows = range(0, len(batch["labels"]), size)
+        return [
+            {name: each[row : row + size] for name, each in batch.items()}
+            for row in rows
+        ]
 
     def all_ranks_have(self, microbatches: list[dict[str, torch.Tensor]]) -> bool:
         """Whether every rank has data for a whole step; the same answer on all."""
-        lacking = self.accumulation - len(microbatches)
+        pipeline = self.model.pipeline
+        expected = pipeline.num_microbatches if pipeline else self.accumulation
+        lacking = expected - len(microbatches)
         return not self._largest_of_ranks(float(lacking))
 
     def to_device(
@@ -336,7 +349,7 @@ class Trainer:
     def log(self, result: _C.train.StepResult, learning_rate: float) -> None:
         """Report a step; all ranks take part."""
         largest = result.local_loss.double() / result.local_tokens.clamp(min=1)
-        self.world.groups["loss"].all_reduce(
+        self.world.groups["world"].all_reduce(
             largest, op=_C.collectives.ReduceOp.MAX
         ).wait()
         loss = float(result.loss)

@@ -140,7 +140,7 @@ def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
     }
     for shard in shards.values():
         entries.append(_entry(shard, shard.name, "model", shard.value))
-    entries += _buffer_entries(trainer.model.module, is_writer=trainer.world.rank == 0)
+    entries += _buffer_entries(trainer.model.module, trainer.world)
     for moment, by_name in trainer.optimizers.state().items():
         for name, tensor in by_name.items():
             full_name = f"optimizer.{moment}.{name}"
@@ -162,12 +162,16 @@ def _entry(
     )
 
 
-def _buffer_entries(module: nn.Module, *, is_writer: bool) -> list[TensorEntry]:
+def _buffer_entries(module: nn.Module, world: World) -> list[TensorEntry]:
     """As in ``state_dict``: those registered as persistent, complex ones as real pairs.
 
-    One that two modules share has its first name.
+    One that two modules share has its first name. In a pipeline each rank has those of
+    its own modules, and of the model itself, which the first rank writes.
     """
     found: dict[int, TensorEntry] = {}
+    axes = ("dp_replicate", "fsdp", "tp")
+    is_first = all(world.groups[axis].rank == 0 for axis in axes)
+    writes_own = is_first and world.groups["pp"].rank == 0
     for prefix, owner in module.named_modules():
         for key, buffer in owner._buffers.items():
             is_saved = key not in owner._non_persistent_buffers_set
@@ -181,7 +185,7 @@ def _buffer_entries(module: nn.Module, *, is_writer: bool) -> list[TensorEntry]:
                 global_shape=tuple(real.shape),
                 offset=(0,) * real.dim(),
                 size=tuple(real.shape),
-                is_writer=is_writer,
+                is_writer=is_first if prefix else writes_own,
                 is_buffer=True,
             )
     return list(found.values())

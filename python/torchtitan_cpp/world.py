@@ -140,7 +140,7 @@ def build_world(job_config: Any) -> World:
     )
     axes = {
         axis: sorted({tuple(mesh.ranks(axis, rank)) for rank in range(dims.world_size)})
-        for axis in ("world", "dp_replicate", "fsdp", "batch", "loss", "cp", "tp")
+        for axis in ("world", "pp", "dp_replicate", "fsdp", "batch", "loss", "cp", "tp")
     }
     recorder = Recorder()
     if job_config.comm.mode == "fake_backend":

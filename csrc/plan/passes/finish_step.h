@@ -12,8 +12,9 @@ enum class OptimizerTiming {
                     // ClipGradient at the end only reports the norm
 };
 
-// Adds the count of valid tokens, whose Wait comes just before the first Backward (it
-// scales the gradient), ClipGradient and the optimizer.
+// Adds the sums of gradients that stages share, the count of valid tokens, whose Wait
+// comes just before the first Backward (it scales the gradient), ClipGradient and the
+// optimizer.
 Program finish_step(const Program& program, const StepShape& shape,
                     OptimizerTiming timing);
 

@@ -39,7 +39,7 @@ class Delayer {
       } else if (starts_reduction(action) && is_held(action.group)) {
         last_held(action.group).followers.push_back(action);
       } else {
-        if (action.kind == ActionKind::kBackward) release_groups_of(action.segment);
+        if (is_backward(action)) release_groups_of(action.segment);
         result_.push_back(action);
         if (is_compute(action)) count_compute();
       }

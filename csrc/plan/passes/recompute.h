@@ -6,8 +6,8 @@
 
 namespace torchtitan::plan::passes {
 
-// A Recompute just before each Backward of a segment that is flagged so. Comes before
-// shard(), which then gathers the parameters for it.
+// A Recompute just before each Backward or BackwardInput of a flagged segment. Comes
+// before shard(), which then gathers the parameters for it.
 Program recompute(const Program& program, const StepShape& shape);
 
 }  // namespace torchtitan::plan::passes

@@ -6,11 +6,22 @@
 namespace torchtitan::plan::passes {
 namespace {
 
+// Reads parameters; the other half of a backward has all that it needs but gradients.
+bool reads_parameters(const Action& action) {
+  return is_compute(action) && action.kind != ActionKind::kBackwardWeight;
+}
+
+// Adds to the gradients of parameters.
+bool adds_gradients(const Action& action) {
+  return is_backward(action) && action.kind != ActionKind::kBackwardInput;
+}
+
 // Positions of compute actions in the program.
 struct Uses {
   // Next use of the group after a position: next[{group, position}].
   std::map<std::pair<int64_t, size_t>, size_t> next;
-  // Last Backward that uses a group, by {group, microbatch} and over the step.
+  // Last action that adds to the gradient of a group, by {group, microbatch} and over
+  // the step.
   std::map<std::pair<int64_t, int64_t>, size_t> last_backward;
   std::map<int64_t, size_t> last_backward_of_step;
 };
@@ -20,12 +31,15 @@ Uses find_uses(const Program& program, const StepShape& shape) {
   std::map<int64_t, size_t> previous;
   for (size_t i = 0; i < program.size(); ++i) {
     const Action& action = program[i];
+    if (!is_compute(action)) continue;
     for (const int64_t group : shape.segments.at(action.segment).groups) {
-      if (const auto found = previous.find(group); found != previous.end()) {
-        uses.next[{group, found->second}] = i;
+      if (reads_parameters(action)) {
+        if (const auto found = previous.find(group); found != previous.end()) {
+          uses.next[{group, found->second}] = i;
+        }
+        previous[group] = i;
       }
-      previous[group] = i;
-      if (action.kind == ActionKind::kBackward) {
+      if (adds_gradients(action)) {
         uses.last_backward[{group, action.microbatch}] = i;
         uses.last_backward_of_step[group] = i;
       }
@@ -41,6 +55,7 @@ bool is_kept(Reshard policy, const Action& current, const Action& next, bool adj
     case Reshard::kAlways: return false;
     case Reshard::kDefault: return adjacent;
     case Reshard::kNever: return adjacent || current.microbatch == next.microbatch;
+    case Reshard::kAfterStep: return true;
   }
   return false;
 }
@@ -58,29 +73,38 @@ Program shard(const Program& program, const StepShape& shape) {
   Program result;
   for (size_t i = 0; i < program.size(); ++i) {
     const Action& action = program[i];
+    if (!is_compute(action)) {
+      result.push_back(action);
+      continue;
+    }
     const std::vector<int64_t>& groups = shape.segments[action.segment].groups;
     for (const int64_t g : groups) {
-      if (shape.groups[g].shards == 1 || gathered[g]) continue;
+      if (shape.groups[g].shards == 1 || gathered[g] || !reads_parameters(action))
+        continue;
       append_with_wait(result, {.kind = ActionKind::kUnshard, .group = g});
       gathered[g] = true;
     }
     result.push_back(action);
     for (const int64_t g : groups) {
       const auto next = uses.next.find({g, i});
-      if (!gathered[g]) continue;
+      if (!gathered[g] || !reads_parameters(action)) continue;
       gathered[g] = next != uses.next.end() &&
                     is_kept(shape.groups[g].reshard_after_forward, action,
                             program[next->second], next->second == i + 1);
       if (!gathered[g]) result.push_back({.kind = ActionKind::kReshard, .group = g});
     }
-    if (action.kind != ActionKind::kBackward) continue;
+    if (!adds_gradients(action)) continue;
     for (const int64_t g : groups) {
       const GroupShape& group = shape.groups[g];
       if (!group.trainable) continue;
-      if (group.shards > 1 && uses.last_backward.at({g, action.microbatch}) == i) {
+      const bool is_last = uses.last_backward_of_step.at(g) == i;
+      const bool reduces = group.reshard_after_forward == Reshard::kAfterStep
+                               ? is_last
+                               : uses.last_backward.at({g, action.microbatch}) == i;
+      if (group.shards > 1 && reduces) {
         append_with_wait(result, {.kind = ActionKind::kReduceGradient, .group = g});
       }
-      if (group.replicas > 1 && uses.last_backward_of_step.at(g) == i) {
+      if (group.replicas > 1 && is_last) {
         append_with_wait(result, {.kind = ActionKind::kAllReduceGradient, .group = g});
       }
     }

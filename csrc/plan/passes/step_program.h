@@ -19,8 +19,20 @@ struct StepOptions {
 // Throws std::invalid_argument for a shape that check() refuses or a negative depth.
 Program build_step_program(const StepShape& shape, const StepOptions& options);
 
+// The same of a rank of a pipeline:
+//   expand_stages -> recompute -> shard -> prefetch -> delay_reductions -> finish_step
+//   program  of this rank's stages, with messages (passes/transfers.h)
+Program build_step_program(const Program& program, const StepShape& shape,
+                           const StepOptions& options);
+
 // Forward of every microbatch without anything kept: validation. Groups are gathered
 // `prefetch_depth` compute actions ahead and freed after their use.
 Program build_forward_program(const StepShape& shape, int64_t prefetch_depth);
+// The same of a rank of a pipeline, whose program has forwards and messages only.
+Program build_forward_program(const Program& program, const StepShape& shape,
+                              int64_t prefetch_depth);
+
+// A program that runs `rounds` times, each with microbatches of its own.
+Program repeat(const Program& program, int64_t num_microbatches, int64_t rounds);
 
 }  // namespace torchtitan::plan::passes

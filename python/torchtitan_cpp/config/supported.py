@@ -37,12 +37,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set model.converters = []",
     ),
     Missing(
-        field="parallelism.pipeline_parallel_degree",
-        needed=lambda c: c.parallelism.pipeline_parallel_degree > 1,
-        what="pipeline parallelism",
-        hint="set 1",
-    ),
-    Missing(
         field="parallelism.expert_parallel_degree",
         needed=lambda c: c.parallelism.expert_parallel_degree > 1,
         what="expert parallelism",
@@ -100,8 +94,6 @@ WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",
     "parallelism.expert_*": "parallelism.expert_parallel_degree",
-    "parallelism.module_fqns_per_model_part": "parallelism.pipeline_parallel_degree",
-    "parallelism.pipeline_parallel_*": "parallelism.pipeline_parallel_degree",
     "quantize.*": "model.converters",
 }
 """Fields that nothing reads yet, by name or pattern, and the row above that needs them.

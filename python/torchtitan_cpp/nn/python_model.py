@@ -21,8 +21,21 @@ from torchtitan_cpp.nn.installed import Absent, Installed, Slot
 from torchtitan_cpp.nn.layer_call import Layer, Run
 from torchtitan_cpp.nn.recomputation import RecomputeOptions
 from torchtitan_cpp.nn.selective import contexts_by_operation, recomputed_shapes
+from torchtitan_cpp.nn.stages import stage_view
 
 _ROOT = "root"
+_HIDDEN = "h"
+"""What a stage gives to the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a module that runs in one call."""
+
+    names: tuple[str, ...]
+    """Its children, ``layers.<key>`` for those of ``layers``."""
+    is_first: bool
+    is_last: bool
 
 
 @dataclass(kw_only=True)
@@ -48,19 +61,37 @@ class PythonModel:
         module: maps ``input`` (and the batch's further tensors, by keyword) to a
             prediction. Shapes and names are all that is read of its parameters.
         loss_fn: ``(prediction, labels)`` to the loss summed over valid tokens.
+        stages: of this rank, in order, in a pipeline; ``module`` then has no other
+            children. A stage but the first maps the one tensor that the stage before
+            returns.
     Raises:
         ValueError: for a parameter that cannot be trained here.
     """
 
-    def __init__(self, module: nn.Module, loss_fn: LossFunction) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_fn: LossFunction,
+        stages: Sequence[Stage] | None = None,
+    ) -> None:
         self.module = module
+        self._stages = stages or [Stage(names=(), is_first=True, is_last=True)]
+        self._calls = (
+            [stage_view(module, stage.names) for stage in stages]
+            if stages
+            else [module]
+        )
         self._loss_fn = loss_fn
         self._dtype = torch.float32
         self._outer: Sequence[Slot] = ()
         layers = _layers_of(module)
+        self._segments: list[str | None] = []  # names of layers; None: a stage's end
+        for stage in self._stages:
+            names = [name for name in layers if not stages or name in stage.names]
+            self._segments += [*names, None]
         self._layers = [
-            Layer(name, index, child)
-            for index, (name, child) in enumerate(layers.items())
+            Layer(name, self._segments.index(name), child)
+            for name, child in layers.items()
         ]
         self._parameters = _find_parameters(module, layers)
 
@@ -75,12 +106,19 @@ class PythonModel:
             (name, name == _ROOT, [(p.name, p.shape) for p in members[name]])
             for name in names
         ]
-        segments = [
-            (part, [names.index(name) for name in (_ROOT, part) if name in names])
-            for part in parts[1:]
-        ]
-        segments.append(("loss", [names.index(_ROOT)] if _ROOT in names else []))
+        ends = iter(self._stages)
+        segments = []
+        for part in self._segments:
+            uses = [names.index(name) for name in (_ROOT, part) if name in names]
+            end = "" if part else ("loss" if next(ends).is_last else "stage end")
+            segments.append((part or end, uses))
         return _C.nn.make_model(groups, segments, self._forward)
+
+    @property
+    def segments_per_stage(self) -> list[int]:
+        """Of this rank's stages."""
+        ends = [i + 1 for i, name in enumerate(self._segments) if name is None]
+        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
     def bind(
         self,
@@ -116,7 +154,7 @@ class PythonModel:
                 tensor = Absent.standing_for(parameter.name, tensor)
             outer += [Slot(table, key, tensor) for table, key in parameter.tables]
         self._outer = outer
-        for layer, recomputes in zip(self._layers, recompute, strict=False):
+        for layer in self._layers:
             mine = [p for p in self._parameters if layer.name in p.users]
             layer.slots = [
                 Slot(table, key, leaves[parameter.name])
@@ -128,6 +166,7 @@ class PythonModel:
                 for p in mine
                 if p.group != _ROOT
             )
+            recomputes = recompute[layer.index]
             layer.recompute = how or RecomputeOptions() if recomputes else None
             layer.device = device
             if layer.recompute is not None and recomputed_modules is not None:
@@ -141,26 +180,39 @@ class PythonModel:
                 )
 
     def _forward(
-        self, batch: Mapping[str, torch.Tensor], progress: _C.nn.Progress
+        self,
+        values: Mapping[str, torch.Tensor],
+        stage_index: int,
+        progress: _C.nn.Progress,
     ) -> torch.Tensor:
-        """Sum of the loss over one microbatch."""
-        inputs = dict(batch)
+        """Sum of the loss over one microbatch, or what the next stage is given."""
+        stage, call = self._stages[stage_index], self._calls[stage_index]
+        inputs = dict(values)
         labels = inputs.pop("labels")
+        tokens = inputs.pop("input")
+        given = tokens if stage.is_first else inputs.pop(_HIDDEN)
         is_training = torch.is_grad_enabled()
-        if self.module.training != is_training:
-            self.module.train(is_training)
+        if call.training != is_training:
+            call.train(is_training)
         run = Run(progress, self._dtype)
         with Installed(self._outer):
             for layer in self._layers:
                 layer.run = run
             try:
-                prediction = self.module(
-                    run.cast(inputs.pop("input")),
+                prediction = call(
+                    run.cast(given),
                     **{name: run.cast(tensor) for name, tensor in inputs.items()},
                 )
             finally:
                 for layer in self._layers:
                     layer.run = None
+            if not stage.is_last:
+                if not isinstance(prediction, torch.Tensor):
+                    raise ValueError(
+                        f"{type(self.module).__name__}: a pipeline stage must return "
+                        f"one tensor, but returned {type(prediction).__name__}"
+                    )
+                return prediction
             loss = self._loss_fn(prediction, labels)
         if not isinstance(loss, torch.Tensor):
             raise ValueError(

@@ -67,7 +67,11 @@ class Plan:
 
 
 def make_plan(
-    job_config: JobConfig, world: World | None = None, *, rates: Rates | None = None
+    job_config: JobConfig,
+    world: World | None = None,
+    *,
+    rates: Rates | None = None,
+    model: Model | None = None,
 ) -> Plan:
     """Build on meta tensors, measure each segment, verify the program and predict.
 
@@ -75,6 +79,7 @@ def make_plan(
         job_config: as ``check_run`` accepted it, with ``comm.mode`` "fake_backend".
         world: where the model is laid out; None: rank 0 of the configuration's mesh.
         rates: of the machine, if the time is to be predicted.
+        model: as ``build_model`` made it for the configuration and world; None: made.
     Raises:
         ValueError: if model, mesh and configuration do not fit together, or the time of
             a Python model is asked for.
@@ -83,19 +88,21 @@ def make_plan(
         world = build_world(job_config)
     training, dims = job_config.training, world.parallel_dims
     rows = training.local_batch_size
-    accumulation = max(1, training.global_batch_size // (rows * dims.batch))
-    model = build_model(
-        get_train_spec(job_config.model.name),
-        job_config,
-        world,
-        accumulation=accumulation,
-    )
+    if model is None:
+        model = build_model(
+            get_train_spec(job_config.model.name),
+            job_config,
+            world,
+            accumulation=max(1, training.global_batch_size // (rows * dims.batch)),
+        )
+    if model.pipeline:
+        rows = model.pipeline.microbatch_size
     shape = _with_optimizer(model.applied.shape, job_config)
     if find_device_type() == "cpu":
         shape = shape.with_transport_buffers()  # the ranks would talk over Gloo
     is_cpp = isinstance(model.module, CppModule)
     if is_cpp:
-        shape = _measure(model, shape, job_config)
+        shape = _measure(model, shape, job_config, rows)
     elif rates is not None:
         raise ValueError(
             "--tflops: the time of a Python model cannot be predicted, because its "
@@ -105,7 +112,7 @@ def make_plan(
     _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
     flops = _flops_by_kind(program, shape)
     if not is_cpp:
-        tokens = rows * training.seq_len * accumulation
+        tokens = rows * training.seq_len * shape.num_microbatches
         flops["Forward"] = model.flops_per_token * tokens
     axes = {axis: group.size for axis, group in world.groups.items()}
     return Plan(
@@ -145,21 +152,22 @@ def _flops_by_kind(
 
 
 def _measure(
-    model: Model, shape: _C.plan.StepShape, job_config: JobConfig
+    model: Model, shape: _C.plan.StepShape, job_config: JobConfig, rows: int
 ) -> _C.plan.StepShape:
     """The shape with flops and bytes of each segment, from a microbatch on meta."""
     training = job_config.training
     batch = {
         name: torch.empty(
-            training.local_batch_size,
+            rows,
             training.seq_len,
             dtype=torch.int64,
             device="meta",
         )
         for name in ("input", "labels")
     }
-    return _C.nn.measure(
+    return _C.parallel.measure(
         model.core,
+        model.applied,
         model.deal(batch),
         shape,
         master_dtype=getattr(torch, training.dtype),

@@ -37,6 +37,7 @@ TEST(Action, EveryKindHasItsOwnName) {
       {ActionKind::kBackwardWeight, "BackwardWeight"},
       {ActionKind::kReduceGradient, "ReduceGradient"},
       {ActionKind::kAllReduceGradient, "AllReduceGradient"},
+      {ActionKind::kSumCopies, "SumCopies"},
       {ActionKind::kSendActivation, "SendActivation"},
       {ActionKind::kReceiveActivation, "ReceiveActivation"},
       {ActionKind::kSendGradient, "SendGradient"},
@@ -51,9 +52,9 @@ TEST(Action, EveryKindHasItsOwnName) {
 TEST(Action, CommunicationsAreStartsAndSegmentsCompute) {
   for (const ActionKind kind :
        {ActionKind::kCountTokens, ActionKind::kUnshard, ActionKind::kReduceGradient,
-        ActionKind::kAllReduceGradient, ActionKind::kSendActivation,
-        ActionKind::kReceiveActivation, ActionKind::kSendGradient,
-        ActionKind::kReceiveGradient}) {
+        ActionKind::kAllReduceGradient, ActionKind::kSumCopies,
+        ActionKind::kSendActivation, ActionKind::kReceiveActivation,
+        ActionKind::kSendGradient, ActionKind::kReceiveGradient}) {
     EXPECT_TRUE(is_start({.kind = kind}));
     EXPECT_FALSE(is_compute({.kind = kind}));
     EXPECT_FALSE(is_start(wait_for({.kind = kind})));

@@ -31,17 +31,18 @@ struct Fixture {
     model.groups = {{"w", {{"w", {4}, nn::Init::constant(1.0)}}}};
     model.segments = {std::make_shared<Dot>()};
     applied = parallel::apply(
-        model, {.shards = collectives::Group("fsdp"),
-                .replicas = collectives::Group("dp_replicate"),
-                .parameters = {.master_dtype = at::kDouble,
-                               .compute_dtype = compute_dtype,
-                               .reduce_dtype = at::kDouble,
-                               .device = at::Device(at::kCPU)},
-                .reshard_after_forward = plan::Reshard::kDefault,
-                .overlap_depth = 1,
-                .recompute = {parallel::activation_checkpoint::Policy::Mode::kNone, 1},
-                .num_microbatches = 1,
-                .early_optimizer_step = false});
+        parallel::whole(model),
+        {.shards = collectives::Group("fsdp"),
+         .replicas = collectives::Group("dp_replicate"),
+         .parameters = {.master_dtype = at::kDouble,
+                        .compute_dtype = compute_dtype,
+                        .reduce_dtype = at::kDouble,
+                        .device = at::Device(at::kCPU)},
+         .reshard_after_forward = plan::Reshard::kDefault,
+         .overlap_depth = 1,
+         .recompute = {parallel::activation_checkpoint::Policy::Mode::kNone, 1},
+         .num_microbatches = 1,
+         .early_optimizer_step = false});
     group = applied.groups[0];
     group->initialize(0);
     optim::Adam adam({{group->master(), group->gradient()}},
@@ -57,9 +58,13 @@ struct Fixture {
                   .groups = applied.groups,
                   .recompute = applied.recompute,
                   .training_program = applied.training_program,
+                  .stages = applied.stages,
                   .evaluation_program = applied.evaluation_program,
+                  .evaluation_microbatches = applied.evaluation_microbatches,
                   .optimizer = std::make_shared<optim::Adam>(std::move(adam)),
                   .loss_axis = collectives::Group("loss"),
+                  .tensor_axis = collectives::Group("tp"),
+                  .pipeline_axis = collectives::Group("pp"),
                   .max_norm = max_norm});
   }
 

@@ -12,6 +12,8 @@
 #include "nn/whole_group.h"
 #include "ops/cross_entropy.h"
 #include "optim/adam.h"
+#include "plan/schedules/forward_only.h"
+#include "plan/schedules/registry.h"
 #include "train/step.h"
 
 namespace torchtitan::train::testing {
@@ -62,6 +64,34 @@ nn::Model build_model(
                                              .axis = axis,
                                              .loss_parallel = loss_parallel,
                                              .attention = attention});
+}
+
+std::optional<parallel::PipelineOptions> pipeline_options(const Layout& layout,
+                                                          const Group& group) {
+  if (layout.pipeline == 1) return std::nullopt;
+  const auto training = plan::schedules::make_schedule(
+      layout.schedule, layout.pipeline, layout.stages_per_rank,
+      layout.num_microbatches / layout.rounds);
+  return parallel::PipelineOptions{
+      .group = group,
+      .training = training,
+      .rounds = layout.rounds,
+      .evaluation = plan::schedules::forward_only(training)};
+}
+
+// Segments divided evenly among the stages, the first ones with more.
+parallel::pipeline::Part take_part(
+    nn::Model model, const std::optional<parallel::PipelineOptions>& pipeline) {
+  if (!pipeline) return parallel::whole(std::move(model));
+  const auto& rank_of_stage = pipeline->training.rank_of_stage;
+  const auto stages = static_cast<int64_t>(rank_of_stage.size());
+  const auto segments = static_cast<int64_t>(model.segments.size());
+  std::vector<int64_t> sizes;
+  for (int64_t s = 0; s < stages; ++s) {
+    sizes.push_back(segments / stages + (s < segments % stages ? 1 : 0));
+  }
+  return parallel::pipeline::take_part(std::move(model), sizes, rank_of_stage,
+                                       pipeline->group.rank());
 }
 
 nn::GroupOptions options() {
@@ -135,13 +165,16 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
   std::mutex mutex;
   world.run([&](int64_t rank) {
     const int64_t tensor = layout.tensor, context = layout.context;
-    const int64_t tokens_rank = rank / tensor;  // that sees other tokens
+    const int64_t stage_ranks = data_ranks * context * tensor;  // with the same stages
+    const int64_t tokens_rank = rank % stage_ranks / tensor;  // that sees other tokens
     const int64_t data_rank = tokens_rank / context;
     const int64_t sharded = layout.shards * context;
     std::vector<int64_t> shard_ranks, replica_ranks, context_ranks, tensor_ranks,
-        loss_ranks;
+        loss_ranks, pipeline_ranks;
     for (int64_t r = 0; r < layout.num_ranks(); ++r) {
-      const int64_t other = r / tensor;
+      if (r % stage_ranks == rank % stage_ranks) pipeline_ranks.push_back(r);
+      if (r / stage_ranks != rank / stage_ranks) continue;
+      const int64_t other = r % stage_ranks / tensor;
       const bool same_tensor = r % tensor == rank % tensor;
       if (other == tokens_rank) tensor_ranks.push_back(r);
       if (!same_tensor) continue;
@@ -164,8 +197,9 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
     const auto model = build_model(problem, nn::TensorAxis(tensor_axis, layout.overlap),
                                    layout.loss_parallel, attention);
     using Policy = parallel::activation_checkpoint::Policy;
+    const auto pipeline = pipeline_options(layout, axis("pp", pipeline_ranks));
     const auto applied = parallel::apply(
-        model,
+        take_part(model, pipeline),
         {.shards = axis("fsdp", shard_ranks),
          .replicas = axis("dp_replicate", replica_ranks),
          .tensor = tensor_axis,
@@ -174,24 +208,28 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
          .overlap_depth = layout.overlap_depth,
          .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
          .num_microbatches = layout.num_microbatches,
-         .early_optimizer_step = layout.early_optimizer_step});
+         .early_optimizer_step = layout.early_optimizer_step,
+         .pipeline = pipeline});
     std::vector<optim::Target> targets;
     for (const auto& group : applied.groups) {
       group->initialize(kSeed);
       targets.push_back({group->master(), group->gradient()});
     }
     Step step(
-        {.model = model,
+        {.model = applied.model,
          .groups = applied.groups,
          .recompute = applied.recompute,
          .training_program = applied.training_program,
+         .stages = applied.stages,
          .evaluation_program = applied.evaluation_program,
+         .evaluation_microbatches = applied.evaluation_microbatches,
          .optimizer = std::make_shared<optim::Adam>(
              targets, optim::AdamConfig{.update = kAdam,
                                         .implementation = optim::Implementation::kFused,
                                         .state_dtype = at::kDouble}),
          .loss_axis = axis("loss", loss_ranks),
          .tensor_axis = applied.tensor,
+         .pipeline_axis = applied.pipeline,
          .max_norm = kMaxNorm});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {
@@ -211,8 +249,10 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
       if (turn != rank) continue;
       const std::lock_guard lock(mutex);
       collect(applied.groups, result);
-      result.shape = applied.shape;
-      result.program = applied.training_program;
+      if (rank == 0) {
+        result.shape = applied.shape;
+        result.program = applied.training_program;
+      }
       result.loss = last.loss.item<double>();
       result.grad_norm = last.grad_norm.item<double>();
     }

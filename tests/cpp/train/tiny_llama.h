@@ -29,6 +29,10 @@ struct Layout {
   bool loss_parallel = true;
   nn::Overlap overlap = nn::Overlap::kNone;
   plan::Reshard reshard = plan::Reshard::kDefault;
+  int64_t pipeline = 1;
+  std::string schedule = "1F1B";
+  int64_t stages_per_rank = 1;
+  int64_t rounds = 1;  // of the schedule; the microbatches are divided among them
   int64_t num_microbatches = 1;
   bool recompute = false;
   int64_t overlap_depth = 1;
@@ -37,7 +41,7 @@ struct Layout {
   int64_t num_data_ranks() const { return shards * replicas; }
   // That see different tokens.
   int64_t num_loss_ranks() const { return num_data_ranks() * context; }
-  int64_t num_ranks() const { return num_loss_ranks() * tensor; }
+  int64_t num_ranks() const { return pipeline * num_loss_ranks() * tensor; }
 };
 
 struct Problem {
@@ -84,10 +88,10 @@ using Wrap =
 
 // Row r of the global batch goes to data rank (r / B) % ranks, microbatch
 // r / (B * ranks), B = rows / (ranks * microbatches), its tokens to the context ranks
-// as attention deals them out; rank order is replicas, shards, context, tensor, slow to
-// fast. Parameters are sharded over shards x context. Gradients and weights are put
-// together from all ranks' shards; what a rank holds of which another has written the
-// same elements is compared.
+// as attention deals them out; rank order is pipeline, replicas, shards, context,
+// tensor, slow to fast. Segments are divided evenly among the stages. Parameters are
+// sharded over shards x context. Gradients and weights are put together from all ranks'
+// shards; what a rank holds of which another has written the same elements is compared.
 // `kernel`, where given, is called with the attention kernel of every rank likewise.
 using WrapKernel = std::function<std::shared_ptr<nn::AttentionKernel>(
     const std::shared_ptr<nn::AttentionKernel>& kernel)>;

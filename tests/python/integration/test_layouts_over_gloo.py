@@ -19,7 +19,7 @@ FLOAT64 = (
 MANY_HEADS = "--model.flavor=tiny_heads"
 DOCUMENTS = "--model.flavor=tiny_heads_flex_attn"
 
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "ddp_2": {"replicate": 2},
     "fsdp_2": {"shard": 2},
     "fsdp_3": {"shard": 3},
@@ -40,15 +40,21 @@ LAYOUTS = {
         "ulysses": 1,
         "documents": 1,
     },
+    "pp_2": {"pipeline": 2},
+    "pp_2_zbv": {"pipeline": 2, "schedule": "ZBVZeroBubble"},
+    "pp_2_hsdp_2x2": {"pipeline": 2, "replicate": 2, "shard": 2},
+    "pp_2_ddp_2_tp_2": {"pipeline": 2, "replicate": 2, "tensor": 2},
+    "pp_4_fsdp_2": {"pipeline": 4, "shard": 2, "schedule": "GPipe"},
 }
 
 
-def degrees(layout: dict[str, int]) -> tuple[str, ...]:
+def degrees(layout: dict[str, Any]) -> tuple[str, ...]:
     names = {
         "replicate": "data-parallel-replicate",
         "shard": "data-parallel-shard",
         "tensor": "tensor-parallel",
         "context": "context-parallel",
+        "pipeline": "pipeline-parallel",
     }
     chosen = {
         "ring": ("--parallelism.enable-async-tensor-parallel",),
@@ -64,6 +70,8 @@ def degrees(layout: dict[str, int]) -> tuple[str, ...]:
         f"--parallelism.{name}-degree={layout.get(key, 1)}"
         for key, name in names.items()
     )
+    schedule = layout.get("schedule", "1F1B")
+    flags += (f"--parallelism.pipeline-parallel-schedule={schedule}",)
     return flags + sum((each for key, each in chosen.items() if key in layout), ())
 
 
@@ -128,7 +136,7 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
         *model,
         *degrees(sizes),
         f"--training.local-batch-size={rows}",
-        ranks=data_ranks * shared,
+        ranks=data_ranks * shared * sizes.get("pipeline", 1),
         trainer="dumping",
     )
     first, expected = trained.dumped(1), reference.dumped(1)

@@ -172,3 +172,21 @@ def test_of_a_large_batch(
     assert done.returncode == 0, done.stderr
     expected = planned_mib(flags, ranks, monkeypatch)
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("schedule", ["ZBVZeroBubble", "DualPipeV"])
+def test_of_pipeline_ranks(
+    schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rank with first and last stage, which writes the metrics."""
+    flags = (
+        *JOB,
+        "--model.flavor=debugmodel",
+        "--training.local-batch-size=4",
+        "--training.seq-len=512",
+        "--parallelism.pipeline-parallel-degree=2",
+        f"--parallelism.pipeline-parallel-schedule={schedule}",
+    )
+    run(tmp_path, *flags, ranks=2)
+    expected = planned_mib(flags, 2, monkeypatch)
+    assert measured_mib(tmp_path) == pytest.approx(expected, rel=0.05)

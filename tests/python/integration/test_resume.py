@@ -23,31 +23,36 @@ PYTHON_MODEL = (
 )
 
 LAYOUTS = {
-    "one_rank": (1, 1, 1, 1),
-    "ddp_2": (2, 2, 1, 1),
-    "fsdp_2": (2, 1, 1, 1),
-    "fsdp_3": (3, 1, 1, 1),
-    "fsdp_4": (4, 1, 1, 1),
-    "hsdp_2x2": (4, 2, 1, 1),
-    "tp_2": (2, 1, 1, 2),
-    "fsdp_2_tp_2": (4, 1, 1, 2),
-    "cp_2": (2, 1, 2, 1),
-    "fsdp_2_cp_2": (4, 1, 2, 1),
-    "cp_2_tp_2": (4, 1, 2, 2),
+    "one_rank": (1, 1, 1, 1, 1),
+    "ddp_2": (2, 2, 1, 1, 1),
+    "fsdp_2": (2, 1, 1, 1, 1),
+    "fsdp_3": (3, 1, 1, 1, 1),
+    "fsdp_4": (4, 1, 1, 1, 1),
+    "hsdp_2x2": (4, 2, 1, 1, 1),
+    "tp_2": (2, 1, 1, 2, 1),
+    "fsdp_2_tp_2": (4, 1, 1, 2, 1),
+    "cp_2": (2, 1, 2, 1, 1),
+    "fsdp_2_cp_2": (4, 1, 2, 1, 1),
+    "cp_2_tp_2": (4, 1, 2, 2, 1),
+    "pp_2": (2, 1, 1, 1, 2),
+    "pp_2_fsdp_2": (4, 1, 1, 1, 2),
+    "pp_2_ddp_2_tp_2": (8, 2, 1, 2, 2),
+    "pp_2_cp_2_tp_2": (8, 1, 2, 2, 2),
 }
-"""Ranks, of which replicas, context and tensor ranks."""
+"""Ranks, of which replicas, context, tensor and pipeline ranks."""
 
 MANY_HEADS = "--model.flavor=tiny_heads"
 
 
 def layout_flags(layout: str, *, microbatches: int = 1) -> tuple[str, ...]:
-    ranks, replicas, context, tensor = LAYOUTS[layout]
-    data_ranks = ranks // tensor // context
+    ranks, replicas, context, tensor, pipeline = LAYOUTS[layout]
+    data_ranks = ranks // tensor // context // pipeline
     rows = 12 // data_ranks // microbatches
     return (
         f"--parallelism.data-parallel-replicate-degree={replicas}",
         f"--parallelism.data-parallel-shard-degree={data_ranks // replicas}",
         f"--parallelism.context-parallel-degree={context}",
+        f"--parallelism.pipeline-parallel-degree={pipeline}",
         f"--parallelism.tensor-parallel-degree={tensor}",
         f"--training.local-batch-size={rows}",
     )
@@ -73,6 +78,7 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         ("fsdp_2", 3),
         ("fsdp_2_tp_2", 1),
         ("fsdp_2_cp_2", 1),
+        ("pp_2_fsdp_2", 1),
     ],
 )
 def test_a_resumed_run_equals_one_that_was_not_stopped(
@@ -110,8 +116,8 @@ def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
 ) -> None:
     """A chain of layouts; each loads what the one before saved and saves it again."""
     chain = ["fsdp_4", "fsdp_2", "tp_2", "hsdp_2x2", "ddp_2", "fsdp_2_tp_2"]
-    chain += ["cp_2", "one_rank", "cp_2_tp_2", "fsdp_2_tp_2", "fsdp_3", "fsdp_2_cp_2"]
-    chain += ["fsdp_4"]
+    chain += ["cp_2", "one_rank", "pp_2", "cp_2_tp_2", "pp_2_ddp_2_tp_2", "fsdp_3"]
+    chain += ["pp_2_cp_2_tp_2", "fsdp_2_cp_2", "pp_2_fsdp_2", "fsdp_2_tp_2", "fsdp_4"]
     saving = (*SAVING, MANY_HEADS, "--training.steps=4")
     first = tmp_path / "start"
     run(first, *saving, *layout_flags(chain[0]), ranks=4)
@@ -133,7 +139,7 @@ def test_every_layout_loads_the_checkpoint_of_every_other_bit_by_bit(
         assert_same_tensors(read_checkpoint(source), expected)
 
 
-@pytest.mark.parametrize("layout", ["ddp_2", "fsdp_2_tp_2", "cp_2"])
+@pytest.mark.parametrize("layout", ["ddp_2", "fsdp_2_tp_2", "cp_2", "pp_2"])
 def test_the_data_and_the_curve_go_on_in_another_layout(
     layout: str, tmp_path: Path
 ) -> None:

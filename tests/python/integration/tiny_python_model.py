@@ -84,6 +84,27 @@ class Counting(nn.Module):
         return self.output(h)
 
 
+class Stackable(nn.Module):
+    """Any of its children may be absent, as in a pipeline."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.tok_embeddings: nn.Module | None = nn.Embedding(args.vocab_size, args.dim)
+        self.layers = nn.ModuleDict(
+            {str(i): nn.Linear(args.dim, args.dim) for i in range(4)}
+        )
+        self.norm: nn.Module | None = nn.LayerNorm(args.dim)
+        self.output: nn.Module | None = nn.Linear(args.dim, args.vocab_size)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.tok_embeddings(x) if self.tok_embeddings is not None else x
+        for layer in self.layers.values():
+            h = h + torch.tanh(layer(h)) * self.scale
+        h = self.norm(h) if self.norm is not None else h
+        return self.output(h) if self.output is not None else h
+
+
 class OwnLoader:
     """Five batches of rank ``rank``; each rank has a state of its own."""
 
@@ -114,6 +135,9 @@ _spec = replace(get_train_spec("llama3"), model_cls=Counting, state_dict_adapter
 register_train_spec(
     "counting",
     replace(_spec, model_args={"plain": Args(), "spoiled": Args(bad_step=2)}),
+)
+register_train_spec(
+    "stackable", replace(_spec, model_cls=Stackable, model_args={"plain": Args()})
 )
 register_train_spec(
     "own_loader",

@@ -14,7 +14,6 @@ import torch
 
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.finite import NotFiniteError
-from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.training_state import GroupRanks, collect
@@ -100,11 +99,12 @@ class ResavingTrainer(Trainer):
             self.job_config.checkpoint, folder="resaved", load_step=-1, load_only=False
         )
         config = replace(self.job_config, checkpoint=settings)
+        adapter = self.spec.state_dict_adapter
         manager = CheckpointManager(
             config.checkpoint,
             base_folder=config.job.dump_folder,
             ranks=GroupRanks(self.world),
-            adapter=Llama3StateDictAdapter(self.model.args, None),
+            adapter=adapter(self.model.args, None) if adapter else None,
         )
         manager.save(self.step, collect(self))
         super().train()

@@ -45,7 +45,7 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
         )
         core = core.with_loss(loss_fn)
         applied = _C.parallel.apply(
-            core,
+            _C.parallel.whole(core),
             shards=everyone,
             replicas=Group("dp_replicate"),
             tensor=Group("tp"),
@@ -61,7 +61,6 @@ def run(num_ranks: int, loss_fn: LossFunction) -> dict[str, torch.Tensor]:
         )
         load_whole(applied.groups, whole)
         step = _C.train.Step(
-            core,
             applied,
             _C.optim.CalledOptimizer([], lambda: None),
             loss_axis=everyone,

@@ -151,7 +151,7 @@ def run(
         python = PythonModel(modules[rank], loss_fn)
         core = python.build_core()
         applied = _C.parallel.apply(
-            core,
+            _C.parallel.whole(core),
             shards=axis(rank, "fsdp", [r for r in ranks if r // layout.shards == row]),
             replicas=axis(
                 rank, "dp_replicate", [r for r in ranks if r % layout.shards == column]
@@ -175,7 +175,6 @@ def run(
         )
         load_whole(applied.groups, whole)
         step = _C.train.Step(
-            core,
             applied,
             make_optimizer(modules[rank], applied),
             loss_axis=axis(rank, "loss", list(ranks)),

@@ -1,0 +1,137 @@
+"""Pipelines of Python models, schedules from files, and what is refused before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import assert_same_tensors, read_checkpoint, run
+
+FLAGS = (
+    "--experimental.custom-import=tiny_python_model",
+    "--model.name=stackable",
+    "--model.flavor=plain",
+    "--training.dtype=float64",
+    "--training.global-batch-size=8",
+    "--training.max-norm=0.5",
+)
+
+PIPELINE = (
+    "--parallelism.pipeline-parallel-degree=2",
+    "--parallelism.data-parallel-shard-degree=1",
+)
+
+
+def schedule(name: str) -> str:
+    return f"--parallelism.pipeline-parallel-schedule={name}"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    rows = "--training.local-batch-size=8"
+    return run(tmp_path_factory.mktemp("one_rank"), *FLAGS, rows, trainer="dumping")
+
+
+def assert_like(trained: Any, reference: Any) -> None:
+    assert len(trained.metrics()) == len(reference.metrics())
+    for line, expected in zip(trained.metrics(), reference.metrics(), strict=True):
+        assert line == pytest.approx(expected, rel=1e-9)
+    gradients = reference.dumped(1)["gradients"]
+    found = trained.dumped(1)["gradients"]
+    assert found.keys() == gradients.keys()
+    for name, expected in gradients.items():
+        error = (found[name] - expected).norm()
+        assert error <= 1e-10 * max(float(expected.norm()), 1e-2), name
+
+
+@pytest.mark.parametrize(
+    "name", ["1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
+)
+def test_a_python_model_trains_in_stages(
+    name: str, reference: Any, tmp_path: Path
+) -> None:
+    flags = (*FLAGS, *PIPELINE, schedule(name), "--training.local-batch-size=4")
+    full = "--activation-checkpoint.mode=full"
+    assert_like(run(tmp_path, *flags, full, ranks=2, trainer="dumping"), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["default", "always"])
+def test_a_python_model_trains_in_sharded_stages(
+    policy: str, reference: Any, tmp_path: Path
+) -> None:
+    flags = (
+        *FLAGS,
+        PIPELINE[0],
+        "--parallelism.data-parallel-shard-degree=2",
+        f"--parallelism.fsdp-reshard-after-forward={policy}",
+        schedule("Interleaved1F1B"),
+        "--training.local-batch-size=4",
+    )
+    assert_like(run(tmp_path, *flags, ranks=4, trainer="dumping"), reference)
+
+
+def test_a_checkpoint_of_stages_is_that_of_one_rank(tmp_path: Path) -> None:
+    saving = ("--checkpoint.enable", "--checkpoint.no-last-save-model-only")
+    flags = (*FLAGS, *saving, "--training.steps=4", "--training.local-batch-size=8")
+    one = run(tmp_path / "one", *flags)
+    folder = one.folder / "checkpoint"
+    stages = tmp_path / "stages"
+    shutil.copytree(folder, stages / "checkpoint")
+    resaved = run(stages, *flags, *PIPELINE, ranks=2, trainer="resaving")
+    assert "training goes on after step 4" in resaved.output
+    assert_same_tensors(
+        read_checkpoint(stages / "resaved" / "step-4"),
+        read_checkpoint(folder / "step-4"),
+    )
+
+
+def test_a_schedule_of_a_file_and_validation(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.csv"
+    path.write_text("0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,\n")
+    flags = (
+        "--training.global-batch-size=8",
+        "--validation.enable",
+        "--validation.steps=2",
+        "--validation.freq=2",
+        "--validation.local-batch-size=2",
+        "--validation.dataset=tiny_text",
+        "--validation.seq-len=16",
+        "--training.dtype=float64",
+    )
+    one = run(tmp_path / "one", *flags, "--training.local-batch-size=2")
+    two = run(
+        tmp_path / "two",
+        *flags,
+        *PIPELINE,
+        f"--parallelism.pipeline-parallel-schedule-csv={path}",
+        "--training.local-batch-size=2",
+        ranks=2,
+    )
+    for line, expected in zip(two.metrics(), one.metrics(), strict=True):
+        assert line == pytest.approx(expected, rel=1e-9)
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (each.folder / "validation.jsonl").read_text().splitlines()
+        ]
+        for each in (one, two)
+    ]
+    assert losses[0] and losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_what_does_not_fit_is_refused_before_ranks_meet(tmp_path: Path) -> None:
+    failed = run(
+        tmp_path,
+        *PIPELINE,
+        schedule("1F2B"),
+        "--training.local-batch-size=4",
+        ranks=2,
+        fails=True,
+    )
+    assert failed.exit_codes == [2, 2]
+    assert "parallelism.pipeline_parallel_schedule" in failed.output
+    assert "Traceback" not in failed.output
