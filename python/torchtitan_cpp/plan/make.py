@@ -54,6 +54,9 @@ class Plan:
     rates: Rates | None
     time: _C.plan.Simulation | None
     """At ``rates``; None without them."""
+    budget_curve: Sequence[tuple[int, int]] = ()
+    """Bytes that the blocks keep of a microbatch and flops that they compute again, for
+    every memory budget; empty unless the configuration asks to see it."""
 
     @property
     def num_ranks(self) -> int:
@@ -131,6 +134,11 @@ def make_plan(
         knows_segments=is_cpp,
         rates=rates,
         time=predict_time(program, shape, rates, axes) if rates else None,
+        budget_curve=(
+            model.applied.memory_budget_curve
+            if job_config.activation_checkpoint.visualize_memory_budget_pareto
+            else ()
+        ),
     )
 
 

@@ -42,6 +42,7 @@ def describe(plan: Plan) -> str:
         "",
         "collectives of a rank in a step",
         *_traffic_lines(plan),
+        *_budget_lines(plan),
         *_time_lines(plan),
     ]
     return "\n".join(lines)
@@ -81,6 +82,21 @@ def _traffic_lines(plan: Plan) -> Iterator[str]:
     for (axis, verb), traffic in sorted(plan.traffic.items()):
         mib = traffic.bytes / _MIB
         yield f"  {axis:<14} {verb:<16} {traffic.calls:>7,} calls {mib:>14,.1f} MiB"
+
+
+def _budget_lines(plan: Plan) -> Iterator[str]:
+    if not plan.budget_curve:
+        return
+    yield ""
+    yield "what the blocks keep of a microbatch and compute again, by memory budget"
+    most = plan.budget_curve[-1][0]
+    for tenth in range(11):
+        within = [cost for cost in plan.budget_curve if 10 * cost[0] <= tenth * most]
+        kept, again = within[-1]
+        yield (
+            f"  {tenth / 10:<14.1f} {kept / _MIB:>16,.1f} MiB "
+            f"{again / 1e12:>14,.4g} Tflop"
+        )
 
 
 def _time_lines(plan: Plan) -> Iterator[str]:

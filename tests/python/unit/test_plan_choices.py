@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from plan_configs import config_of
+from plan_configs import SMALL, config_of
 
 from torchtitan_cpp import plan
 from torchtitan_cpp.models.llama3 import llama3_args
@@ -36,6 +36,28 @@ def test_more_recomputation_needs_less_memory(monkeypatch: pytest.MonkeyPatch) -
     for budget, mode in ((0, 0), (-1, -1)):
         same = budgets[budget].memory.peak.total()
         assert same == every[mode].memory.peak.total()
+
+
+def test_the_curve_of_budgets_is_printed_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NGPU", "1")
+    flags = [*SMALL, "--activation_checkpoint.mode=memory_budget"]
+    title = "by memory budget\n"
+    assert plan.main(flags) == 0
+    assert title not in capsys.readouterr().out
+    shown = "--activation_checkpoint.visualize_memory_budget_pareto"
+    assert plan.main([*flags, shown]) == 0
+    table = capsys.readouterr().out.split(title)[1].splitlines()[:11]
+    rows = [
+        [float(cell) for cell in line.split() if cell[0].isdigit()] for line in table
+    ]
+    budgets, kept, again = zip(*rows, strict=True)
+    assert budgets == tuple(tenth / 10 for tenth in range(11))
+    assert list(kept) == sorted(kept)
+    assert list(again) == sorted(again, reverse=True)
+    assert (kept[0], again[-1]) == (0, 0)
+    assert kept[5] <= kept[-1] / 2 + 0.1
 
 
 def tp_traffic(*flags: str) -> dict[str, tuple[int, int]]:
