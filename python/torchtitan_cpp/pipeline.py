@@ -64,6 +64,15 @@ def modules_of(model: nn.Module) -> ModuleNames:
     )
 
 
+EQUAL_STAGE = _C.plan.StageCost(
+    forward_seconds=1.0,
+    backward_seconds=2.0,
+    backward_input_seconds=1.0,
+    backward_weight_seconds=1.0,
+)
+"""Forward and each half of backward take equally long."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """What is done where and when."""
@@ -87,6 +96,13 @@ class Pipeline:
     def num_microbatches(self) -> int:
         """Of a step."""
         return self.schedule.num_microbatches * self.rounds
+
+    def simulate(self) -> _C.plan.PipelineSimulation:
+        """A round with equal stages and messages that take no time."""
+        return _C.plan.simulate_pipeline(
+            _C.plan.add_transfers(self.schedule),
+            [EQUAL_STAGE] * self.schedule.num_stages,
+        )
 
 
 def plan_pipeline(

@@ -151,6 +151,14 @@ def _describe_clipping(trainer: Trainer) -> str:
 
 def _notes(trainer: Trainer) -> list[str]:
     notes = []
+    if pipeline := trainer.model.pipeline:
+        schedule = pipeline.schedule
+        rounds = f" x {pipeline.rounds} rounds" if pipeline.rounds > 1 else ""
+        notes.append(
+            f"pipeline of {schedule.num_stages} stages, {schedule.num_microbatches} "
+            f"microbatches{rounds}, {pipeline.simulate().bubble:.0%} idle if all "
+            "stages take equally long"
+        )
     if trainer.job_config.training.enable_cpu_offload and (
         trainer.world.device.type == "cpu"
     ):

@@ -17,6 +17,7 @@ from torchtitan_cpp.config import (
     state_dtype,
 )
 from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.pipeline import Pipeline
 from torchtitan_cpp.plan.rates import Rates, predict_time
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.world import World, build_world, find_device_type
@@ -51,6 +52,7 @@ class Plan:
     """Of ``flops``, in forwards that run again before their backward."""
     knows_segments: bool
     """False for a Python model: what its segments need shows only when they run."""
+    pipeline: Pipeline | None
     rates: Rates | None
     time: _C.plan.Simulation | None
     """At ``rates``; None without them."""
@@ -111,6 +113,11 @@ def make_plan(
             "--tflops: the time of a Python model cannot be predicted, because its "
             "segments do not say what they compute"
         )
+    if model.pipeline and rates is not None:
+        raise ValueError(
+            "--tflops: the time of a pipeline is not predicted yet; without the rates "
+            "the plan has its bubble, and --timeline draws the schedule"
+        )
     program = model.applied.training_actions
     _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
     flops = _flops_by_kind(program, shape)
@@ -132,6 +139,7 @@ def make_plan(
         flops=sum(flops.values()),
         recomputed_flops=flops["Recompute"],
         knows_segments=is_cpp,
+        pipeline=model.pipeline,
         rates=rates,
         time=predict_time(program, shape, rates, axes) if rates else None,
         budget_curve=(
@@ -148,14 +156,15 @@ def _flops_by_kind(
     """Of the segments that the program runs, by the kind of action."""
     flops = {"Forward": 0, "Recompute": 0, "Backward": 0}
     for action in program:
-        if action.kind in flops:
+        if action.kind in ("Forward", "Recompute", "Backward", "BackwardInput"):
             segment = shape.segments[action.segment]
             of_kind = {
                 "Forward": segment.forward_flops,
                 "Recompute": segment.recompute_flops,
                 "Backward": segment.backward_flops,
             }
-            flops[action.kind] += of_kind[action.kind]
+            kind = action.kind.removesuffix("Input")  # with its other half
+            flops[kind] += of_kind[kind]
     return flops
 
 

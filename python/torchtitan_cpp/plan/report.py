@@ -32,6 +32,7 @@ def describe(plan: Plan) -> str:
         f"tokens: {plan.tokens:,} a rank, {everywhere:,} in all",
         f"products  {plan.flops / 1e12:,.4g} Tflop a rank, "
         f"{plan.recomputed_flops / 1e12:,.4g} of it in forwards that run again",
+        *_pipeline_lines(plan),
         "",
         f"program of a rank: {len(plan.program):,} actions, the most MiB in each"
         + (", ms at its begin" if plan.time else ""),
@@ -46,6 +47,23 @@ def describe(plan: Plan) -> str:
         *_time_lines(plan),
     ]
     return "\n".join(lines)
+
+
+def _pipeline_lines(plan: Plan) -> Iterator[str]:
+    if plan.pipeline is None:
+        return
+    schedule, rounds = plan.pipeline.schedule, plan.pipeline.rounds
+    simulation = plan.pipeline.simulate()
+    repeated = f", {rounds} rounds of it" if rounds > 1 else ""
+    yield (
+        f"pipeline  {schedule.num_stages} stages on {schedule.num_ranks} ranks, "
+        f"{schedule.num_microbatches} microbatches{repeated}"
+    )
+    live = max(rank.peak_live for rank in simulation.ranks)
+    yield (
+        f"          with equal stages {simulation.bubble:.1%} idle, at most {live} live "
+        "pairs of stage and microbatch a rank"
+    )
 
 
 def _program_lines(plan: Plan) -> Iterator[str]:

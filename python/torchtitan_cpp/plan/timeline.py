@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.pipeline import EQUAL_STAGE
 from torchtitan_cpp.plan.make import Plan
 
 draw_timeline = _C.plan.draw_timeline
 """The programs of all ranks with begin and end of each action in seconds."""
-
-_EQUAL_STAGES = _C.plan.StageCost(
-    forward_seconds=1.0,
-    backward_seconds=2.0,
-    backward_input_seconds=1.0,
-    backward_weight_seconds=1.0,
-)
 
 
 def draw_schedule(
@@ -38,17 +32,21 @@ def draw_schedule(
     """
     programs = _C.plan.add_transfers(schedule)
     if stages is None:
-        stages = [_EQUAL_STAGES] * schedule.num_stages
+        stages = [EQUAL_STAGE] * schedule.num_stages
     simulation = _C.plan.simulate_pipeline(programs, stages, link=link)
     return draw_timeline(programs, simulation.spans, title=title)
 
 
 def draw_plan(plan: Plan) -> str:
-    """The predicted step of the plan's rank.
+    """The predicted step of the plan's rank; of a pipeline the schedule of all ranks.
+
+    The stages of the latter are drawn alike: forward and each half of backward as 1 s.
 
     Raises:
         ValueError: if the plan was made without rates.
     """
+    if plan.pipeline is not None:
+        return draw_schedule(plan.pipeline.schedule, title=plan.model)
     if plan.time is None:
         raise ValueError(
             "--timeline: the picture is of the predicted time; give --tflops and the "
