@@ -61,8 +61,8 @@ def _pipeline_lines(plan: Plan) -> Iterator[str]:
     )
     live = max(rank.peak_live for rank in simulation.ranks)
     yield (
-        f"          with equal stages {simulation.bubble:.1%} idle, at most {live} live "
-        "pairs of stage and microbatch a rank"
+        f"          with equal stages {simulation.bubble:.1%} idle, at most {live} "
+        "live pairs of stage and microbatch a rank"
     )
 
 
