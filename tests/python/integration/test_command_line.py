@@ -41,6 +41,19 @@ PACKAGE = Path(__file__).parents[3] / "python" / "torchtitan_cpp"
             ["--parallelism.tensor-parallel-degree: ", "models written in Python"],
         ),
         (
+            [
+                "--parallelism.context-parallel-degree=2",
+                "--experimental.custom-import=tiny_python_model",
+                "--model.name=counting",
+                "--model.flavor=plain",
+            ],
+            ["--parallelism.context-parallel-degree: ", "models written in Python"],
+        ),
+        (
+            ["--parallelism.context-parallel-degree=3"],
+            ["training.seq_len: expected a multiple of 6", "found 16"],
+        ),
+        (
             ["--validation.enable", "--validation.seq-len=32"],
             [
                 "flag --validation.seq-len: ",
