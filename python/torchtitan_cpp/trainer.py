@@ -301,7 +301,10 @@ class Trainer:
         """The microbatches of one step; fewer, or none, where the data ends."""
         microbatches = []
         for inputs, labels in itertools.islice(batches, self.accumulation):
-            microbatches += self.divide(self.to_device(inputs, labels))
+            # Before tokens are dealt out, which may depend on a microbatch's documents.
+            for part in self.divide({**inputs, "labels": labels}):
+                own_labels = part.pop("labels")
+                microbatches.append(self.to_device(part, own_labels))
         return microbatches
 
     def divide(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -33,6 +33,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "cp_4_around": {"context": 4, "around": 1},
     "fsdp_2_cp_2_by_work": {"shard": 2, "context": 2, "by_work": 1},
     "cp_2_ulysses_by_operation": {"context": 2, "ulysses": 1, "by_operation": 1},
+    "pp_2_cp_2_by_work_documents": {
+        "pipeline": 2,
+        "context": 2,
+        "by_work": 1,
+        "documents": 1,
+    },
     "cp_2_tp_2_documents": {"context": 2, "tensor": 2, "documents": 1},
     "ddp_2_cp_2_ulysses_documents": {
         "replicate": 2,
