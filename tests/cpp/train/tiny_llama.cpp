@@ -196,20 +196,25 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
     if (wrap_kernel) attention = wrap_kernel(attention);
     const auto model = build_model(problem, nn::TensorAxis(tensor_axis, layout.overlap),
                                    layout.loss_parallel, attention);
-    using Policy = parallel::activation_checkpoint::Policy;
+    auto checkpoint = layout.checkpoint;
+    if (layout.recompute) {
+      checkpoint.mode = parallel::activation_checkpoint::Policy::Mode::kFull;
+    }
+    checkpoint.batch = {
+        .rows = local_rows, .length = problem.seq_len / context, .dtype = at::kDouble};
     const auto pipeline = pipeline_options(layout, axis("pp", pipeline_ranks));
-    const auto applied = parallel::apply(
-        take_part(model, pipeline),
-        {.shards = axis("fsdp", shard_ranks),
-         .replicas = axis("dp_replicate", replica_ranks),
-         .tensor = tensor_axis,
-         .parameters = options(),
-         .reshard_after_forward = layout.reshard,
-         .overlap_depth = layout.overlap_depth,
-         .recompute = {layout.recompute ? Policy::Mode::kFull : Policy::Mode::kNone, 1},
-         .num_microbatches = layout.num_microbatches,
-         .early_optimizer_step = layout.early_optimizer_step,
-         .pipeline = pipeline});
+    const auto applied =
+        parallel::apply(take_part(model, pipeline),
+                        {.shards = axis("fsdp", shard_ranks),
+                         .replicas = axis("dp_replicate", replica_ranks),
+                         .tensor = tensor_axis,
+                         .parameters = options(),
+                         .reshard_after_forward = layout.reshard,
+                         .overlap_depth = layout.overlap_depth,
+                         .recompute = checkpoint,
+                         .num_microbatches = layout.num_microbatches,
+                         .early_optimizer_step = layout.early_optimizer_step,
+                         .pipeline = pipeline});
     std::vector<optim::Target> targets;
     for (const auto& group : applied.groups) {
       group->initialize(kSeed);
@@ -249,12 +254,17 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
       if (turn != rank) continue;
       const std::lock_guard lock(mutex);
       collect(applied.groups, result);
+      const auto loss = last.loss.item<double>();
+      const auto grad_norm = last.grad_norm.item<double>();
       if (rank == 0) {
         result.shape = applied.shape;
         result.program = applied.training_program;
+        result.loss = loss;
+        result.grad_norm = grad_norm;
       }
-      result.loss = last.loss.item<double>();
-      result.grad_norm = last.grad_norm.item<double>();
+      if (loss != result.loss || grad_norm != result.grad_norm) {
+        result.replicas_equal = false;
+      }
     }
   });
   return result;
@@ -321,32 +331,53 @@ Result run_reference(const Problem& problem) {
 
 namespace {
 
-// |value - reference| <= tolerance * |reference| in the 2-norm. A NaN is not.
+// In the 2-norm; absolute where the reference is 0.
+double relative_error(const at::Tensor& value, const at::Tensor& reference) {
+  const double norm = reference.norm().item<double>();
+  const double error = value.sub(reference).norm().item<double>();
+  return norm > 0 ? error / norm : error;
+}
+
+double relative_error(double value, double reference) {
+  const double error = std::abs(value - reference);
+  return error == 0 ? 0 : error / std::abs(reference);
+}
+
+// A NaN is a difference.
 std::string first_difference(const NamedTensors& values, const NamedTensors& references,
                              double tolerance) {
   if (values.size() != references.size()) return "the number of tensors";
   for (const auto& [name, reference] : references) {
-    const double norm = reference.norm().item<double>();
-    const double error = values.at(name).sub(reference).norm().item<double>();
-    if (!(error <= (norm > 0 ? tolerance * norm : 1e-12))) return name;
+    const bool is_zero = reference.norm().item<double>() == 0;
+    const double error = relative_error(values.at(name), reference);
+    if (!(error <= (is_zero ? 1e-12 : tolerance))) return name;
   }
   return "";
-}
-
-bool is_close(double value, double reference) {
-  return std::abs(value - reference) <= 1e-10 * std::abs(reference);
 }
 
 }  // namespace
 
 std::string difference(const Result& result, const Result& reference) {
-  if (!is_close(result.loss, reference.loss)) return "loss";
-  if (!is_close(result.grad_norm, reference.grad_norm)) return "gradient norm";
+  if (!(relative_error(result.loss, reference.loss) <= 1e-10)) return "loss";
+  if (!(relative_error(result.grad_norm, reference.grad_norm) <= 1e-10)) {
+    return "gradient norm";
+  }
   const auto gradient = first_difference(result.gradients, reference.gradients, 1e-10);
   if (!gradient.empty()) return "gradient of " + gradient;
   const auto weight = first_difference(result.weights, reference.weights, 1e-9);
   if (!weight.empty()) return "weight " + weight;
   return result.replicas_equal ? "" : "replicas";
+}
+
+RelativeErrors relative_errors(const Result& result, const Result& reference) {
+  RelativeErrors errors{
+      .loss = relative_error(result.loss, reference.loss),
+      .grad_norm = relative_error(result.grad_norm, reference.grad_norm)};
+  for (const auto& [name, gradient] : reference.gradients) {
+    errors.gradient =
+        std::max(errors.gradient, relative_error(result.gradients.at(name), gradient));
+  }
+  return errors;
 }
 
 }  // namespace torchtitan::train::testing

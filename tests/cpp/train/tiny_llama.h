@@ -34,7 +34,10 @@ struct Layout {
   int64_t stages_per_rank = 1;
   int64_t rounds = 1;  // of the schedule; the microbatches are divided among them
   int64_t num_microbatches = 1;
-  bool recompute = false;
+  bool recompute = false;  // every block; otherwise as the next one says
+  // Its batch is that of the layout.
+  parallel::activation_checkpoint::Policy checkpoint = {
+      parallel::activation_checkpoint::Policy::Mode::kNone};
   int64_t overlap_depth = 1;
   bool early_optimizer_step = false;
 
@@ -77,7 +80,7 @@ struct Result {
   double grad_norm = 0;
   NamedTensors gradients;      // whole, of the last step, before clipping
   NamedTensors weights;        // whole, after the last step
-  bool replicas_equal = true;  // gradients and weights, bit by bit
+  bool replicas_equal = true;  // all of the above on all ranks, bit by bit
   plan::StepShape shape;       // of rank 0
   plan::Program program;
 };
@@ -105,5 +108,14 @@ Result run_reference(const Problem& problem);
 // loss, norm and gradients to 1e-10 of the reference's 2-norm (1e-12 where that is 0),
 // weights to 1e-9, replicas bit by bit.
 std::string difference(const Result& result, const Result& reference);
+
+// By how much a result is off, relative to the reference: gradients in the 2-norm of
+// each tensor, absolute where that is 0, and the worst of all tensors.
+struct RelativeErrors {
+  double loss = 0;
+  double grad_norm = 0;
+  double gradient = 0;
+};
+RelativeErrors relative_errors(const Result& result, const Result& reference);
 
 }  // namespace torchtitan::train::testing
