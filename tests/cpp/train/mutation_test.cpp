@@ -1,4 +1,4 @@
-// Deleting any single collective of a step is noticed by the equality check.
+// Deleting any single collective or message of a step is noticed by the equality check.
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +7,7 @@
 #include <set>
 
 #include "collectives/backend.h"
+#include "train/equality_table.h"
 #include "train/tiny_llama.h"
 
 namespace torchtitan::train::testing {
@@ -18,22 +19,27 @@ using collectives::Operation;
 using collectives::Verb;
 using parallel::context::Method;
 
-// "axis verb", and which call of it by a rank, from 0.
+// "axis verb", and which call of it by a rank, from 0. A message of a pipeline is that
+// of one rank: "pp send of rank 3".
 using Call = std::pair<std::string, int64_t>;
 
-// Leaves one call out, on every rank: a sum stays the rank's own part, a gather holds
-// nothing but the rank's own piece, zeros are sent.
+// Leaves one call out, on every rank that it names: a sum stays the rank's own part, a
+// gather holds nothing but the rank's own piece, zeros are sent.
 class LeavingOut final : public Backend {
  public:
-  LeavingOut(const Group& group, Call left_out, std::set<Call>* seen, std::mutex* mutex)
-      : axis_(group.name()), inner_(group.backend()), left_out_(std::move(left_out)),
-        seen_(seen), mutex_(mutex) {}
+  LeavingOut(const Group& group, int64_t world_rank, Call left_out,
+             std::set<Call>* seen, std::mutex* mutex)
+      : axis_(group.name()), world_rank_(world_rank), inner_(group.backend()),
+        left_out_(std::move(left_out)), seen_(seen), mutex_(mutex) {}
 
   int64_t rank() const override { return inner_->rank(); }
   int64_t size() const override { return inner_->size(); }
 
   std::shared_ptr<collectives::Work> start(Operation operation) override {
-    const auto name = axis_ + " " + std::string(verb_name(operation.verb));
+    auto name = axis_ + " " + std::string(verb_name(operation.verb));
+    if (axis_ == "pp" && operation.verb == Verb::kSend) {
+      name += " of rank " + std::to_string(world_rank_);
+    }
     // A receive that is left out is the send of another rank.
     if (operation.verb == Verb::kRecv) return inner_->start(std::move(operation));
     const Call call{name, count_[name]++};
@@ -72,6 +78,7 @@ class LeavingOut final : public Backend {
   }
 
   std::string axis_;
+  int64_t world_rank_;
   std::shared_ptr<Backend> inner_;
   Call left_out_;
   std::map<std::string, int64_t> count_;
@@ -83,10 +90,39 @@ class LeavingOut final : public Backend {
 Result run_without(const Problem& problem, const Layout& layout, const Call& left_out,
                    std::set<Call>& seen) {
   std::mutex mutex;
-  return run_step(problem, layout, [&](const Group& group, int64_t) {
+  return run_step(problem, layout, [&](const Group& group, int64_t rank) {
     return Group(group.name(),
-                 std::make_shared<LeavingOut>(group, left_out, &seen, &mutex));
+                 std::make_shared<LeavingOut>(group, rank, left_out, &seen, &mutex));
   });
+}
+
+// What a pipeline announces of its messages may be refused as soon as it is wrong.
+bool is_noticed(const Problem& problem, const Layout& layout, const Call& left_out,
+                const Result& reference) {
+  std::set<Call> seen;
+  try {
+    return !difference(run_without(problem, layout, left_out, seen), reference).empty();
+  } catch (const c10::Error&) {
+    return true;
+  }
+}
+
+// With tied embeddings, which the first and last stage share, and a layer for every
+// stage but one.
+Problem pipeline_problem(const Layout& layout) {
+  auto problem = tensor_problem();
+  problem.args.n_layers =
+      std::max<int64_t>(2, layout.pipeline * layout.stages_per_rank - 1);
+  problem.args.vocab_size = 61;
+  problem.args.tied_embeddings = true;
+  problem.rows = layout.num_data_ranks() * layout.num_microbatches;
+  return problem;
+}
+
+Problem problem_of(const Layout& layout) {
+  if (layout.pipeline > 1) return pipeline_problem(layout);
+  if (layout.context > 1) return context_problem();
+  return layout.tensor > 1 ? tensor_problem() : Problem{};
 }
 
 // A layout and the calls whose loss changes no number here.
@@ -100,20 +136,21 @@ class MutationTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(MutationTest, EveryCollectiveThatIsLeftOutIsNoticed) {
   const auto& [name, layout, without_effect] = GetParam();
-  const Problem problem = layout.context > 1  ? context_problem()
-                          : layout.tensor > 1 ? tensor_problem()
-                                              : Problem{};
+  const Problem problem = problem_of(layout);
   const auto reference = run_reference(problem);
   std::set<Call> calls;
   ASSERT_EQ(difference(run_without(problem, layout, {"", 0}, calls), reference), "");
   ASSERT_GT(calls.size(), 5u);
+  Mutants mutants;
   for (const auto& call : calls) {
-    std::set<Call> seen;
-    const auto result = run_without(problem, layout, call, seen);
-    const bool noticed = !difference(result, reference).empty();
+    const bool noticed = is_noticed(problem, layout, call, reference);
     EXPECT_EQ(noticed, !without_effect.contains(call))
         << call.first << ", call " << call.second;
+    ++mutants.tried;
+    mutants.killed += noticed ? 1 : 0;
   }
+  mutants.without_effect = static_cast<int64_t>(without_effect.size());
+  record_mutants(name, mutants);
 }
 
 // The last gather is the embedding's for its backward, which does not read the weight.
@@ -146,7 +183,27 @@ std::vector<Case> cases() {
            {{"fsdp all_gather", 6}}},
       Case{"Ddp2Cp2Ulysses",
            {.replicas = 2, .context = 2, .method = Method::kUlysses},
-           {{"fsdp all_gather", 6}}}};
+           {{"fsdp all_gather", 6}}},
+      Case{"Pp2Tp2OneFOneB",
+           {.tensor = 2, .pipeline = 2, .schedule = "1F1B", .num_microbatches = 2}},
+      Case{"Pp2Tp2Zbv",
+           {.tensor = 2,
+            .pipeline = 2,
+            .schedule = "ZBVZeroBubble",
+            .stages_per_rank = 2,
+            .num_microbatches = 2}},
+      Case{"Pp2Fsdp2DualPipeV",
+           {.shards = 2,
+            .pipeline = 2,
+            .schedule = "DualPipeV",
+            .stages_per_rank = 2,
+            .num_microbatches = 2}},
+      Case{"Pp4Interleaved",
+           {.pipeline = 4,
+            .schedule = "Interleaved1F1B",
+            .stages_per_rank = 2,
+            .num_microbatches = 2,
+            .recompute = true}}};
 }
 
 // A kernel with a mistake about where tokens are.
@@ -219,31 +276,33 @@ TEST_P(MisplacedTest, EveryMistakeAboutPositionsAndDocumentsIsNoticed) {
   const auto nothing = [](nn::TokenPlaces&) {};
   EXPECT_EQ(noticed(Reader::kAttention, nothing), "");
   EXPECT_EQ(noticed(Reader::kRotation, nothing), "");
-  // As if nobody shared the sequence.
-  EXPECT_NE(noticed(Reader::kRotation,
-                    [](auto& places) {
-                      places.own = at::arange(places.own.size(0), at::kLong);
-                    }),
-            "");
-  EXPECT_NE(
-      noticed(Reader::kAttention,
-              [](auto& places) { places.positions = places.positions.flip({0}); }),
-      "");
-  EXPECT_NE(noticed(Reader::kAttention,
-                    [](auto& places) {
-                      places.own = places.own.roll(1);
-                      places.positions = places.positions.roll(1, 1);
-                    }),
-            "");
-  EXPECT_NE(noticed(Reader::kAttention,
-                    [](auto& places) { places.document_starts = at::Tensor(); }),
-            "");
-  EXPECT_NE(noticed(Reader::kAttention,
-                    [](auto& places) {
-                      places.document_starts = places.document_starts.add(1).minimum(
-                          at::arange(places.document_starts.size(1)));
-                    }),
-            "");
+  const std::pair<Reader, Misplacing::Mistake> mistakes[] = {
+      // As if nobody shared the sequence.
+      {Reader::kRotation,
+       [](auto& places) { places.own = at::arange(places.own.size(0), at::kLong); }},
+      {Reader::kAttention,
+       [](auto& places) { places.positions = places.positions.flip({0}); }},
+      {Reader::kAttention,
+       [](auto& places) {
+         places.own = places.own.roll(1);
+         places.positions = places.positions.roll(1, 1);
+       }},
+      {Reader::kAttention, [](auto& places) { places.document_starts = at::Tensor(); }},
+      {Reader::kAttention, [](auto& places) {
+         places.document_starts = places.document_starts.add(1).minimum(
+             at::arange(places.document_starts.size(1)));
+       }}};
+  Mutants mutants;
+  for (const auto& [reader, mistake] : mistakes) {
+    const bool is_noticed = !noticed(reader, mistake).empty();
+    EXPECT_TRUE(is_noticed) << "mistake " << mutants.tried;
+    ++mutants.tried;
+    mutants.killed += is_noticed ? 1 : 0;
+  }
+  constexpr const char* kNames[] = {"allgather", "ring", "ulysses"};
+  record_mutants(std::string("Cp2Documents, positions and masks, ") +
+                     kNames[static_cast<int>(GetParam())],
+                 mutants);
 }
 
 INSTANTIATE_TEST_SUITE_P(Mutation, MisplacedTest,
