@@ -6,6 +6,7 @@ import gc
 import time
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from torchtitan_cpp.logging import logger
 
@@ -63,7 +64,9 @@ class GarbageCollection:
             sizes = [
                 each.nbytes
                 for each in gc.garbage
+                # A compiler's tensors may have sizes that are no numbers.
                 if issubclass(type(each), torch.Tensor)
+                and not isinstance(each, FakeTensor)
             ]
             gc.garbage.clear()
         finally:

@@ -94,6 +94,9 @@ WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",
     "parallelism.expert_*": "parallelism.expert_parallel_degree",
+    "parallelism.pipeline_parallel_expert_parallel_overlap": (
+        "parallelism.expert_parallel_degree"
+    ),
     "quantize.*": "model.converters",
 }
 """Fields that nothing reads yet, by name or pattern, and the row above that needs them.

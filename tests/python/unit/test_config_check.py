@@ -34,15 +34,6 @@ UNSUPPORTED = {
         ["--model.converters=float8"],
         ["--quantize.linear.float8.filter_fqns=output", "--model.converters="],
     ),
-    "parallelism.pipeline_parallel_degree": (
-        ["--parallelism.pipeline_parallel_degree=2"],
-        [
-            "--parallelism.pipeline_parallel_schedule=Interleaved1F1B",
-            "--parallelism.pipeline_parallel_layers_per_stage=2",
-            "--parallelism.module_fqns_per_model_part=[]",
-            "--parallelism.pipeline_parallel_microbatch_size=3",
-        ],
-    ),
     "parallelism.expert_parallel_degree": (
         ["--parallelism.expert_parallel_degree=2"],
         [
