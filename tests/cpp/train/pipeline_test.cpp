@@ -40,9 +40,9 @@ std::vector<std::pair<std::string, Layout>> schedules() {
   return all;
 }
 
-class ScheduleTest : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
+class ScheduleSlow : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
 
-TEST_P(ScheduleTest, EqualsPlainAutogradOverThreeSteps) {
+TEST_P(ScheduleSlow, EqualsPlainAutogradOverThreeSteps) {
   auto layout = GetParam().second;
   layout.num_microbatches = 8;
   auto problem = pipeline_problem(16);
@@ -51,13 +51,13 @@ TEST_P(ScheduleTest, EqualsPlainAutogradOverThreeSteps) {
   expect_equal_training(problem, layout);
 }
 
-TEST_P(ScheduleTest, EqualsPlainAutogradWithFewerMicrobatchesThanStages) {
+TEST_P(ScheduleSlow, EqualsPlainAutogradWithFewerMicrobatchesThanStages) {
   auto layout = GetParam().second;
   layout.num_microbatches = layout.pipeline;
   expect_equal_training(pipeline_problem(8), layout);
 }
 
-TEST_P(ScheduleTest, EqualsPlainAutogradWithTiedEmbeddingsAndRecomputedBlocks) {
+TEST_P(ScheduleSlow, EqualsPlainAutogradWithTiedEmbeddingsAndRecomputedBlocks) {
   auto layout = GetParam().second;
   layout.num_microbatches = 8;
   layout.rounds = 2;
@@ -68,7 +68,7 @@ TEST_P(ScheduleTest, EqualsPlainAutogradWithTiedEmbeddingsAndRecomputedBlocks) {
   expect_equal_training(problem, layout);
 }
 
-TEST_P(ScheduleTest, EqualsPlainAutogradWithShardsAndTensorRanks) {
+TEST_P(ScheduleSlow, EqualsPlainAutogradWithShardsAndTensorRanks) {
   auto layout = GetParam().second;
   if (layout.pipeline > 2) GTEST_SKIP() << "more than eight ranks";
   layout.num_microbatches = 4;
@@ -82,7 +82,7 @@ TEST_P(ScheduleTest, EqualsPlainAutogradWithShardsAndTensorRanks) {
   }
 }
 
-TEST_P(ScheduleTest, EqualsPlainAutogradWithContextAndTensorRanks) {
+TEST_P(ScheduleSlow, EqualsPlainAutogradWithContextAndTensorRanks) {
   auto layout = GetParam().second;
   if (layout.pipeline > 2) GTEST_SKIP() << "more than eight ranks";
   layout.num_microbatches = 2;
@@ -91,7 +91,7 @@ TEST_P(ScheduleTest, EqualsPlainAutogradWithContextAndTensorRanks) {
   expect_equal_training(pipeline_problem(8), layout);
 }
 
-INSTANTIATE_TEST_SUITE_P(Pipeline, ScheduleTest, ::testing::ValuesIn(schedules()),
+INSTANTIATE_TEST_SUITE_P(Pipeline, ScheduleSlow, ::testing::ValuesIn(schedules()),
                          [](const auto& info) { return info.param.first; });
 
 // Every microbatch crosses every border between ranks once in each direction; the first
