@@ -131,6 +131,9 @@ class Segment {
   // Adds the other gradients of the parameters into their .grad, which is preset.
   virtual void backward_weight(std::unique_ptr<Saved> rest,
                                const TensorList& parameters) = 0;
+  // Whether the second half may read values of parameters: those that a function of
+  // theirs has saved. They are gathered for it.
+  virtual bool weight_half_reads_parameters() const { return true; }
 
   // Of the matrix products with tensors of these shapes (meta will do). Attention is
   // counted without the causal saving and without what its backward computes again, as

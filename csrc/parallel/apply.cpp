@@ -57,7 +57,8 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
           .saved_bytes = 0,
           .forward_temporary_bytes = 0,
           .backward_temporary_bytes = 0,
-          .recompute = recompute};
+          .recompute = recompute,
+          .weight_half_reads_parameters = segment.weight_half_reads_parameters()};
 }
 
 plan::Reshard reshard(const nn::ParameterGroupSpec& spec, const ApplyOptions& options) {

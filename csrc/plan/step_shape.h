@@ -75,6 +75,7 @@ struct SegmentShape {
   int64_t rest_bytes = 0;
   int64_t input_half_temporary_bytes = 0;
   int64_t weight_half_temporary_bytes = 0;
+  bool weight_half_reads_parameters = false;  // then they are gathered for it
   std::vector<Exchange> forward_exchanges = {};
   std::vector<Exchange> recompute_exchanges = {};
   std::vector<Exchange> backward_exchanges = {};

@@ -231,6 +231,9 @@ class Replay {
   }
 
   void backward_weight(const Action& action) {
+    if (shape_.segments[action.segment].weight_half_reads_parameters) {
+      check_parameters(action);
+    }
     Work& work = work_of(action);
     require(!work.backward, "has run already");
     require(work.rest, "what the first half of the backward leaves for it is missing");

@@ -162,6 +162,7 @@ void Executor::own_backward_weight(const plan::Action& action) {
   const auto s = static_cast<size_t>(action.segment);
   const auto weight = std::exchange(
       live_.at(static_cast<size_t>(action.microbatch)).own_weights.at(s), nullptr);
+  check_gathered(*model_.segments.at(s));
   prepare_gradients(*model_.segments.at(s));  // they are reduced after this
   if (weight) weight();
 }

@@ -55,6 +55,7 @@ class Block final : public nn::AutogradSegment {
                                 const nn::TensorList& output_gradients,
                                 const nn::TensorList& parameters,
                                 std::unique_ptr<Saved>* rest) override;
+  bool weight_half_reads_parameters() const override { return false; }
   void backward_weight(std::unique_ptr<Saved> rest,
                        const nn::TensorList& parameters) override;
   nn::Flops flops(const nn::TensorList& inputs,

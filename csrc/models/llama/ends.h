@@ -39,6 +39,7 @@ class Embedding final : public nn::AutogradSegment {
                                 const nn::TensorList& output_gradients,
                                 const nn::TensorList& parameters,
                                 std::unique_ptr<Saved>* rest) override;
+  bool weight_half_reads_parameters() const override { return false; }
   void backward_weight(std::unique_ptr<Saved> rest,
                        const nn::TensorList& parameters) override;
   // None: rows are looked up.
@@ -88,6 +89,7 @@ class HeadSegment final : public nn::AutogradSegment {
                                 const nn::TensorList& output_gradients,
                                 const nn::TensorList& parameters,
                                 std::unique_ptr<Saved>* rest) override;
+  bool weight_half_reads_parameters() const override { return false; }
   // As if the products for the gradients of the loss were all in backward.
   nn::Flops flops(const nn::TensorList& inputs,
                   const nn::TensorList& parameters) const override;

@@ -6,9 +6,11 @@
 namespace torchtitan::plan::passes {
 namespace {
 
-// Reads parameters; the other half of a backward has all that it needs but gradients.
-bool reads_parameters(const Action& action) {
-  return is_compute(action) && action.kind != ActionKind::kBackwardWeight;
+// The second half of a backward may have all that it needs but gradients.
+bool reads_parameters(const Action& action, const StepShape& shape) {
+  return is_compute(action) &&
+         (action.kind != ActionKind::kBackwardWeight ||
+          shape.segments.at(action.segment).weight_half_reads_parameters);
 }
 
 // Adds to the gradients of parameters.
@@ -33,7 +35,7 @@ Uses find_uses(const Program& program, const StepShape& shape) {
     const Action& action = program[i];
     if (!is_compute(action)) continue;
     for (const int64_t group : shape.segments.at(action.segment).groups) {
-      if (reads_parameters(action)) {
+      if (reads_parameters(action, shape)) {
         if (const auto found = previous.find(group); found != previous.end()) {
           uses.next[{group, found->second}] = i;
         }
@@ -79,7 +81,8 @@ Program shard(const Program& program, const StepShape& shape) {
     }
     const std::vector<int64_t>& groups = shape.segments[action.segment].groups;
     for (const int64_t g : groups) {
-      if (shape.groups[g].shards == 1 || gathered[g] || !reads_parameters(action))
+      if (shape.groups[g].shards == 1 || gathered[g] ||
+          !reads_parameters(action, shape))
         continue;
       append_with_wait(result, {.kind = ActionKind::kUnshard, .group = g});
       gathered[g] = true;
@@ -87,7 +90,7 @@ Program shard(const Program& program, const StepShape& shape) {
     result.push_back(action);
     for (const int64_t g : groups) {
       const auto next = uses.next.find({g, i});
-      if (!gathered[g] || !reads_parameters(action)) continue;
+      if (!gathered[g] || !reads_parameters(action, shape)) continue;
       gathered[g] = next != uses.next.end() &&
                     is_kept(shape.groups[g].reshard_after_forward, action,
                             program[next->second], next->second == i + 1);

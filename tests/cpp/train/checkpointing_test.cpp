@@ -22,7 +22,14 @@ std::vector<std::pair<std::string, Layout>> layouts() {
       {"Fsdp2Tp2Ring", {.shards = 2, .tensor = 2, .overlap = nn::Overlap::kRing}},
       {"Cp2Ring", {.context = 2, .method = Method::kRing}},
       {"Cp2AllGatherTp2", {.context = 2, .method = Method::kAllGather, .tensor = 2}},
-      {"Cp2Ulysses", {.context = 2, .method = Method::kUlysses}}};
+      {"Cp2Ulysses", {.context = 2, .method = Method::kUlysses}},
+      {"Fsdp2Pp2ZeroBubble",
+       {.shards = 2,
+        .reshard = plan::Reshard::kAlways,
+        .pipeline = 2,
+        .schedule = "ZBVZeroBubble",
+        .stages_per_rank = 2,
+        .num_microbatches = 3}}};
 }
 
 std::vector<std::pair<std::string, Policy>> policies() {
@@ -42,6 +49,7 @@ class CheckpointingTest
 
 TEST_P(CheckpointingTest, ChangesNoBit) {
   auto problem = tensor_problem();
+  problem.args.n_layers = 4;
   auto layout = GetParam().second;
   const auto expected = run_step(problem, layout);
   for (auto [name, policy] : policies()) {

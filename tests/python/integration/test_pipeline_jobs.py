@@ -59,16 +59,23 @@ def test_a_python_model_trains_in_stages(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["default", "always"])
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("default", "Interleaved1F1B"),
+        ("always", "Interleaved1F1B"),
+        ("always", "InterleavedZeroBubble"),
+    ],
+)
 def test_a_python_model_trains_in_sharded_stages(
-    policy: str, reference: Any, tmp_path: Path
+    policy: str, name: str, reference: Any, tmp_path: Path
 ) -> None:
     flags = (
         *FLAGS,
         PIPELINE[0],
         "--parallelism.data-parallel-shard-degree=2",
         f"--parallelism.fsdp-reshard-after-forward={policy}",
-        schedule("Interleaved1F1B"),
+        schedule(name),
         "--training.local-batch-size=4",
     )
     assert_like(run(tmp_path, *flags, ranks=4, trainer="dumping"), reference)

@@ -86,6 +86,24 @@ TEST(Shard, ARecomputedSegmentIsGatheredOnceForRecomputeAndBackward) {
       "ReduceGradient g0; Wait ReduceGradient g0");
 }
 
+TEST(Shard, ASecondHalfIsGatheredForWhereItReadsParameters) {
+  StepShape shape = chain(1, 2, 1, 1, Reshard::kAlways);
+  const Program halves = {
+      {.kind = ActionKind::kForward, .segment = 0, .microbatch = 0},
+      {.kind = ActionKind::kBackwardInput, .segment = 0, .microbatch = 0},
+      {.kind = ActionKind::kBackwardWeight, .segment = 0, .microbatch = 0}};
+  const std::string first =
+      "Unshard g0; Wait Unshard g0; Forward s0 mb0; Reshard g0; "
+      "Unshard g0; Wait Unshard g0; BackwardInput s0 mb0; Reshard g0; ";
+  const std::string reduced = "ReduceGradient g0; Wait ReduceGradient g0";
+  EXPECT_EQ(one_line(shard(halves, shape)),
+            first + "BackwardWeight s0 mb0; " + reduced);
+  shape.segments[0].weight_half_reads_parameters = true;
+  EXPECT_EQ(one_line(shard(halves, shape)),
+            first + "Unshard g0; Wait Unshard g0; BackwardWeight s0 mb0; Reshard g0; " +
+                reduced);
+}
+
 TEST(Shard, FrozenGroupsAreGatheredButNeverReduced) {
   StepShape shape = chain(1, 2, 2, 1);
   shape.groups[0].trainable = false;
