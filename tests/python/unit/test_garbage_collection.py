@@ -15,9 +15,8 @@ from torchtitan_cpp.logging import logger
 
 @pytest.fixture(autouse=True)
 def messages(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.INFO, logger=logger.name):
         yield caplog
     gc.enable()

@@ -7,18 +7,10 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
-
-
-@pytest.fixture(autouse=True)
-def restore_logger() -> Iterator[None]:
-    saved = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.level, logger.propagate = saved
 
 
 def test_line_has_torchtitans_prefix() -> None:

@@ -138,9 +138,8 @@ def test_a_tensor_learning_rate_is_filled_in_place() -> None:
 
 @pytest.fixture
 def warnings_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logger, "propagate", True)
     caplog.set_level(logging.WARNING, logger=logger.name)
     return caplog
 

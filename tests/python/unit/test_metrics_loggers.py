@@ -14,7 +14,6 @@ import pytest
 import torch
 from test_metrics_processor import degrees, job_config, make, run_steps
 
-from torchtitan_cpp.logging import logger
 from torchtitan_cpp.metrics import MetricsProcessor
 from torchtitan_cpp.metrics.loggers import build_logger, get_metrics_rank
 
@@ -159,7 +158,6 @@ def test_a_wandb_that_fails_is_reported_and_left_out(
         raise failure
 
     monkeypatch.setattr("importlib.import_module", fail)
-    monkeypatch.setattr(logger, "propagate", True)
     config = job_config(tmp_path, enable_wandb=True)
     container = build_logger(config, rank=0, metrics_rank=0)
     assert container.number_of_loggers == 0

@@ -94,9 +94,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def lines(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.INFO, logger=logger.name):
         yield caplog
 

@@ -92,9 +92,7 @@ def test_windows_lie_at_the_same_steps_after_a_resume(tmp_path: Path) -> None:
 def test_a_run_too_short_for_a_trace_says_so(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.WARNING, logger=logger.name):
         assert train(tmp_path, 2, section(profile_freq=10)) == []
     assert caplog.messages == [
