@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.compilation import compile_model, has_budget_of_compiler
+from torchtitan_cpp.activation_checkpoint import (
+    is_by_operation,
+    recompute_options,
+    recompute_policy,
+)
+from torchtitan_cpp.compilation import compile_model
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
@@ -23,8 +28,7 @@ from torchtitan_cpp.nn.initial_values import (
     named_values,
 )
 from torchtitan_cpp.nn.python_model import PythonModel, Stage, load_whole
-from torchtitan_cpp.nn.recomputation import RecomputeOptions
-from torchtitan_cpp.nn.stages import drop_parameters, keep_modules, shared_between
+from torchtitan_cpp.nn.stages import drop_parameters, keep_modules
 from torchtitan_cpp.optim import OptimizersContainer
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.pipeline import Pipeline, modules_of, plan_pipeline
@@ -96,13 +100,6 @@ def build_model(
             mine = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
             part = _take_part(mine, pipeline, world)
     else:
-        for kind in ("tensor", "context"):
-            field = f"{kind}_parallel_degree"
-            if getattr(job_config.parallelism, field) > 1:
-                raise ValueError(
-                    f"parallelism.{field}: not supported yet for models written in "
-                    f"Python ({type(module).__name__}); set 1"
-                )
         stages = _cut(module, pipeline, world)
         loss_fn = compile_model(module, loss_fn, job_config)
         python = PythonModel(module, loss_fn, stages)
@@ -126,8 +123,11 @@ def build_model(
         device=world.device,
         reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward,
         overlap_depth=1,
-        recompute=_recompute_policy(
-            job_config, dtype, pipeline, is_python=python is not None
+        recompute=recompute_policy(
+            job_config,
+            rows=(pipeline.microbatch_size if pipeline else training.local_batch_size),
+            dtype=dtype,
+            is_python=python is not None,
         ),
         num_microbatches=pipeline.num_microbatches if pipeline else accumulation,
         early_optimizer_step=job_config.optimizer.early_step_in_backward,
@@ -150,10 +150,10 @@ def build_model(
             applied.groups,
             applied.recompute,
             device=world.device,
-            how=_recompute_options(job_config),
+            how=recompute_options(job_config),
             recomputed_modules=(
                 job_config.activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns
-                if _is_by_operation(job_config)
+                if is_by_operation(job_config)
                 else None
             ),
         )
@@ -181,49 +181,6 @@ def build_model(
     )
 
 
-def _is_by_operation(job_config: JobConfig) -> bool:
-    ac = job_config.activation_checkpoint
-    return ac.mode == "selective" and ac.selective_ac_option == "op"
-
-
-def _recompute_policy(
-    job_config: JobConfig,
-    dtype: torch.dtype,
-    pipeline: Pipeline | None,
-    *,
-    is_python: bool,
-) -> _C.parallel.Recompute:
-    ac, training = job_config.activation_checkpoint, job_config.training
-    if is_python and has_budget_of_compiler(job_config):
-        return _C.parallel.Recompute(mode="none")
-    if is_python and ac.mode == "memory_budget":
-        raise ValueError(
-            "activation_checkpoint.mode: memory_budget needs compile.enable for models "
-            "written in Python, whose operations only a compiler knows"
-        )
-    by_operation = _is_by_operation(job_config)
-    every = ac.selective_ac_option if ac.mode == "selective" else "1"
-    return _C.parallel.Recompute(
-        mode="per_operation" if by_operation else ac.mode,
-        every=1 if by_operation else int(every),
-        recomputed_modules=ac.per_op_sac_force_recompute_mm_shapes_by_fqns,
-        budget=ac.memory_budget,
-        rows=pipeline.microbatch_size if pipeline else training.local_batch_size,
-        length=training.seq_len // job_config.parallelism.context_parallel_degree,
-        dtype=dtype,
-    )
-
-
-def _recompute_options(job_config: JobConfig) -> RecomputeOptions:
-    ac = job_config.activation_checkpoint
-    return RecomputeOptions(
-        preserve_rng_state=ac.preserve_rng_state,
-        determinism_check=ac.determinism_check,
-        early_stop=ac.early_stop,
-        debug=ac.debug,
-    )
-
-
 def _take_part(core: _C.nn.Model, pipeline: Pipeline, world: World) -> _C.parallel.Part:
     """The segments of this rank's stages."""
     sizes = [
@@ -245,11 +202,6 @@ def _cut(
     """Leave of a Python module the stages of this rank, and say which they are."""
     if pipeline is None:
         return None
-    if shared := shared_between(module, pipeline.modules):
-        raise ValueError(
-            f"parameter {shared}: modules of different pipeline stages share it; not "
-            "supported yet for models written in Python"
-        )
     last = len(pipeline.modules) - 1
     stages = [
         Stage(names=names, is_first=index == 0, is_last=index == last)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchtitan_cpp.activation_checkpoint import (
+    has_budget_of_compiler,
+    is_by_operation,
+)
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.loss import LossFunction
-
-_COMPONENTS = ("model", "loss")
 
 
 def compile_model(
@@ -22,14 +24,12 @@ def compile_model(
     Does what ``job_config.compile`` asks for; everything is compiled at its first call.
     With a memory budget the compiler chooses what it recomputes.
 
-    Raises:
-        ValueError: for an unknown component or backend, and where layers are to be
-            recomputed by operation: a compiled layer has none that could be told apart.
+    Args:
+        job_config: without ``compile_misfits``.
     """
     section = job_config.compile
     if not section.enable:
         return loss_fn
-    _check(job_config)
     if "model" in section.components:
         # A data-dependent number in a layer is no reason to break its graph.
         torch._dynamo.config.capture_scalar_outputs = True
@@ -57,36 +57,25 @@ def _in_a_frame(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def has_budget_of_compiler(job_config: JobConfig) -> bool:
-    """Whether the compiler of Python layers is given the memory budget."""
+def compile_misfits(job_config: JobConfig) -> dict[str, str]:
+    """What ``job_config.compile`` asks for and cannot have, by field."""
     section = job_config.compile
-    return (
-        section.enable
-        and "model" in section.components
-        and job_config.activation_checkpoint.mode == "memory_budget"
-    )
-
-
-def _check(job_config: JobConfig) -> None:
-    section, ac = job_config.compile, job_config.activation_checkpoint
-    for name in section.components:
-        if name not in _COMPONENTS:
-            raise ValueError(
-                f"compile.components: expected model or loss, found '{name}'"
-            )
+    if not section.enable:
+        return {}
+    misfits = {}
     backends = torch._dynamo.list_backends(exclude_tags=())
     if section.backend not in backends:
-        raise ValueError(
-            f"compile.backend: found '{section.backend}', expected one of "
-            f"{', '.join(sorted(backends))}"
+        misfits["compile.backend"] = (
+            f"expected one of {', '.join(sorted(backends))}, found '{section.backend}'"
         )
-    by_operation = ac.mode == "selective" and ac.selective_ac_option == "op"
-    if by_operation and "model" in section.components:
-        raise ValueError(
-            'activation_checkpoint.selective_ac_option: "op" cannot be combined with '
-            "compile.enable for models written in Python; set a number, or mode "
-            "memory_budget, with which the compiler chooses"
+    if "model" in section.components and is_by_operation(job_config):
+        # A compiled layer has no operations that could be told apart.
+        misfits["activation_checkpoint.selective_ac_option"] = (
+            '"op" cannot be combined with compile.enable for models written in '
+            "Python; set a number, or mode memory_budget, with which the compiler "
+            "chooses"
         )
+    return misfits
 
 
 def _set_memory_budget(job_config: JobConfig) -> None:

@@ -142,17 +142,6 @@ def plan_pipeline(
     )
 
 
-def pipeline_misfits(job_config: Any, names: ModuleNames) -> dict[str, str]:
-    """What does not fit, by field; empty without pipeline parallelism."""
-    if job_config.parallelism.pipeline_parallel_degree == 1:
-        return {}
-    try:
-        plan_pipeline(job_config, names)
-    except Misfit as misfit:
-        return {misfit.field: misfit.message}
-    return {}
-
-
 def _schedule(
     p: Any, num_layers: int, num_microbatches: int
 ) -> tuple[_C.plan.Schedule, bool]:

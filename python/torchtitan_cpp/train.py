@@ -5,25 +5,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-import torch
-
 from torchtitan_cpp import _C
 from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
-from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.errors import needs_traceback
-from torchtitan_cpp.models import FAMILIES
-from torchtitan_cpp.models.protocol import BaseModelArgs
-from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
+from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
-from torchtitan_cpp.pipeline import modules_of, pipeline_misfits
-from torchtitan_cpp.train_spec import get_train_spec, registered_names
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.world import find_device_type, find_world_size
 
@@ -81,43 +73,6 @@ def import_custom_code(loaded: Loaded) -> None:
         raise ValueError(
             f"{origin}: experimental.custom_import: {module!r} does not import: {error}"
         ) from error
-
-
-def known_names(loaded: Loaded) -> dict[str, list[str]]:
-    """Names of models, flavors and datasets by the field that may have them."""
-    known = {
-        "model.name": sorted({*FAMILIES, *registered_names()}),
-        "training.dataset": sorted(DATASETS),
-    }
-    if loaded.config.validation.enable:
-        known["validation.dataset"] = sorted(DATASETS)
-    name = loaded.config.model.name
-    if name in known["model.name"]:
-        spec = get_train_spec(name)
-        known["model.flavor"] = list(spec.model_args)
-        if spec.build_optimizers_fn is build_optimizers:
-            known["optimizer.name"] = list(OPTIMIZER_NAMES)
-    return known
-
-
-def model_misfits(loaded: Loaded) -> dict[str, str]:
-    """Values that the chosen model cannot take, by field."""
-    config = loaded.config
-    if config.model.name not in {*FAMILIES, *registered_names()}:
-        return {}
-    spec = get_train_spec(config.model.name)
-    model_args = spec.model_args.get(config.model.flavor)
-    if model_args is None:
-        return {}
-    if not hasattr(model_args, "find_misfits"):  # a class of one's own
-        misfits = BaseModelArgs.find_misfits(model_args, config)
-    else:
-        misfits = model_args.find_misfits(config)
-    if config.parallelism.pipeline_parallel_degree > 1 and not misfits:
-        with torch.device("meta"):
-            model = spec.model_cls(copy.deepcopy(model_args))
-        misfits |= pipeline_misfits(config, modules_of(model))
-    return misfits
 
 
 def _print_once(text: str) -> None:

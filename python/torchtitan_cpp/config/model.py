@@ -60,7 +60,9 @@ class Compile:
 
     enable: bool = False
     """Compile the components below. C++ models need none."""
-    components: list[str] = field(default_factory=lambda: ["model", "loss"])
-    """What is compiled: model, loss."""
+    components: list[Annotated[str, OneOf(("model", "loss"))]] = field(
+        default_factory=lambda: ["model", "loss"]
+    )
+    """What is compiled."""
     backend: Name = "inductor"
     """Name of the compiler backend."""

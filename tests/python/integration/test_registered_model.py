@@ -119,7 +119,9 @@ def test_compiled_layers_train_alike(folder: Path, backend: str) -> None:
 def test_what_needs_a_compiler_says_so(folder: Path) -> None:
     budget = ("--training.steps=1", "--activation_checkpoint.mode=memory_budget")
     output = train(folder, *budget, fails=True)
-    assert "memory_budget needs compile.enable for models written in Python" in output
+    assert (
+        "memory_budget needs compile.enable, with model in compile.components" in output
+    )
     backend = "--compile.backend=aot_eager"
     output = train(folder, *budget, "--compile.enable", backend)
     assert "memory budget 0.5, by the compiler" in output

@@ -81,6 +81,7 @@ OUT_OF_RANGE = {
     "activation_checkpoint.selective_ac_option": ['"0"', '"-1"', '"ops"', '""'],
     "activation_checkpoint.memory_budget": ["1.5", "-0.5", "nan"],
     "activation_checkpoint.determinism_check": ['"maybe"'],
+    "compile.components": ['["optimizer"]'],
     "compile.backend": ['""'],
     "quantize.linear.mx.recipe_name": ['""'],
     "comm.init_timeout_seconds": ["0"],

@@ -1,0 +1,99 @@
+"""What a run's configuration must fit besides itself: registered names and the model.
+
+Found before any process group exists.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from torchtitan_cpp.activation_checkpoint import has_budget_of_compiler
+from torchtitan_cpp.compilation import compile_misfits
+from torchtitan_cpp.config import JobConfig, Loaded
+from torchtitan_cpp.data import DATASETS
+from torchtitan_cpp.models import FAMILIES
+from torchtitan_cpp.models.protocol import BaseModelArgs
+from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.nn.stages import shared_between
+from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
+from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
+from torchtitan_cpp.train_spec import get_train_spec, registered_names
+
+
+def known_names(loaded: Loaded) -> dict[str, list[str]]:
+    """Names of models, flavors and datasets by the field that may have them."""
+    known = {
+        "model.name": sorted({*FAMILIES, *registered_names()}),
+        "training.dataset": sorted(DATASETS),
+    }
+    if loaded.config.validation.enable:
+        known["validation.dataset"] = sorted(DATASETS)
+    name = loaded.config.model.name
+    if name in known["model.name"]:
+        spec = get_train_spec(name)
+        known["model.flavor"] = list(spec.model_args)
+        if spec.build_optimizers_fn is build_optimizers:
+            known["optimizer.name"] = list(OPTIMIZER_NAMES)
+    return known
+
+
+def model_misfits(loaded: Loaded) -> dict[str, str]:
+    """Values that the chosen model cannot take, by field."""
+    config = loaded.config
+    if config.model.name not in {*FAMILIES, *registered_names()}:
+        return {}
+    spec = get_train_spec(config.model.name)
+    model_args = spec.model_args.get(config.model.flavor)
+    if model_args is None:
+        return {}
+    if not hasattr(model_args, "find_misfits"):  # a class of one's own
+        misfits = BaseModelArgs.find_misfits(model_args, config)
+    else:
+        misfits = model_args.find_misfits(config)
+    if misfits:
+        return misfits
+    asks_model = (
+        config.parallelism.pipeline_parallel_degree > 1
+        or config.compile.enable
+        or config.activation_checkpoint.mode == "memory_budget"
+    )
+    if not asks_model:
+        return {}
+    with torch.device("meta"):
+        model = spec.model_cls(copy.deepcopy(model_args))
+    if not isinstance(model, CppModule):
+        misfits = _misfits_of_python(config)
+    if config.parallelism.pipeline_parallel_degree > 1:
+        misfits |= _pipeline_misfits(config, model)
+    return misfits
+
+
+def _misfits_of_python(config: JobConfig) -> dict[str, str]:
+    misfits = compile_misfits(config)
+    is_budget = config.activation_checkpoint.mode == "memory_budget"
+    if is_budget and not has_budget_of_compiler(config):
+        misfits["activation_checkpoint.mode"] = (
+            "memory_budget needs compile.enable, with model in compile.components, for "
+            "models written in Python, whose operations only a compiler knows"
+        )
+    return misfits
+
+
+def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
+    try:
+        pipeline = plan_pipeline(config, modules_of(model))
+    except Misfit as misfit:
+        return {misfit.field: misfit.message}
+    if isinstance(model, CppModule):
+        return {}
+    if shared := shared_between(model, pipeline.modules):
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"modules of different stages share the parameter {shared}; not "
+                "supported yet for models written in Python"
+            )
+        }
+    return {}

@@ -1,0 +1,106 @@
+"""What a model written in Python cannot take is found before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from torchtitan_cpp import get_train_spec, register_train_spec, train_spec
+from torchtitan_cpp.config import JobConfig
+from torchtitan_cpp.config.load import from_python
+from torchtitan_cpp.config.model import ActivationCheckpoint, Compile, Model
+from torchtitan_cpp.misfits import model_misfits
+
+
+@dataclass
+class Args:
+    tied: bool = False
+
+    def update_from_config(self, job_config: Any) -> None:
+        pass
+
+
+class Tied(nn.Module):
+    """Ends with the weight that it begins with, if asked."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(16, 4)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.output = nn.Linear(4, 16, bias=False)
+        if args.tied:
+            self.output.weight = self.tok_embeddings.weight
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_spec, "_registered", {})
+    spec = replace(
+        get_train_spec("llama3"),
+        model_cls=Tied,
+        model_args={"tied": Args(tied=True), "plain": Args()},
+        state_dict_adapter=None,
+    )
+    register_train_spec("mine", spec)
+
+
+def misfits(
+    flavor: str = "plain", *, name: str = "mine", **sections: Any
+) -> dict[str, str]:
+    model = Model(name=name, flavor=flavor)
+    return model_misfits(from_python(JobConfig(model=model, **sections)))
+
+
+def with_stages() -> Any:
+    return replace(
+        JobConfig().parallelism,
+        pipeline_parallel_degree=2,
+        pipeline_parallel_schedule="1F1B",
+    )
+
+
+def test_a_model_that_fits() -> None:
+    assert misfits() == {}
+    assert misfits(parallelism=with_stages()) == {}
+    assert misfits("tied") == {}
+
+
+def test_a_parameter_of_two_stages() -> None:
+    found = misfits("tied", parallelism=with_stages())
+    assert list(found) == ["parallelism.pipeline_parallel_degree"]
+    assert "share the parameter output.weight" in found.popitem()[1]
+
+
+@pytest.mark.parametrize(
+    "compile_section",
+    [Compile(), Compile(enable=True, components=["loss"])],
+    ids=["off", "loss"],
+)
+def test_a_memory_budget_that_nothing_can_keep(compile_section: Compile) -> None:
+    ac = ActivationCheckpoint(mode="memory_budget")
+    found = misfits(activation_checkpoint=ac, compile=compile_section)
+    assert list(found) == ["activation_checkpoint.mode"]
+    assert misfits(activation_checkpoint=ac, compile=Compile(enable=True)) == {}
+
+
+def test_a_backend_that_is_not_there() -> None:
+    found = misfits(compile=Compile(enable=True, backend="nvcc"))
+    assert list(found) == ["compile.backend"]
+
+
+def test_building_for_the_check_allocates_nothing() -> None:
+    devices = []
+
+    class Seen(Tied):
+        def __init__(self, args: Args) -> None:
+            super().__init__(args)
+            devices.append(self.output.weight.device)
+
+    spec = replace(get_train_spec("mine"), model_cls=Seen)
+    register_train_spec("seen", spec)
+    assert misfits(name="seen", compile=Compile(enable=True)) == {}
+    assert devices == [torch.device("meta")]
