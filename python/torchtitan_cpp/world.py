@@ -139,7 +139,7 @@ def build_world(job_config: Any) -> World:
         **{name: getattr(mesh.dims, name) for name in ParallelDims.__annotations__}
     )
     axes = {
-        axis: sorted({tuple(mesh.ranks(axis, rank)) for rank in range(dims.world_size)})
+        axis: _groups_of(mesh, axis)
         for axis in ("world", "pp", "dp_replicate", "fsdp", "batch", "loss", "cp", "tp")
     }
     recorder = Recorder()
@@ -168,3 +168,12 @@ def build_world(job_config: Any) -> World:
         recorder=recorder,
         distributed=distributed,
     )
+
+
+def _groups_of(mesh: _C.mesh.Mesh, axis: str) -> list[tuple[int, ...]]:
+    """The ranks of every group of an axis."""
+    return [
+        tuple(mesh.ranks(axis, rank))
+        for rank in range(mesh.dims.world_size)
+        if mesh.coordinate(rank, axis) == 0  # one rank of each group
+    ]
