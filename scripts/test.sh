@@ -15,7 +15,7 @@ case "${1:-}" in
   "") ctest_selection=() pytest_selection=() ;;
   quick)
     ctest_selection=(-C Quick -L '^quick$')  # whole programs, see tests/cpp/CMakeLists.txt
-    pytest_selection=(-m "not slow" --numprocesses 2 --dist loadfile)
+    pytest_selection=(-m "not slow")
     ;;
   *) echo "test.sh: expected nothing or 'quick', found '$1'" >&2; exit 2 ;;
 esac
@@ -33,7 +33,8 @@ cmake --build "$build" --target _C cpp_tests
 status=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" \
   "${ctest_selection[@]}" 2>&1 | tee "$build/ctest.log" || status=1
-python -m pytest "${pytest_selection[@]}" </dev/null 2>&1 |
+# Tests of one file share what they have trained.
+python -m pytest --numprocesses 2 --dist loadfile "${pytest_selection[@]}" </dev/null 2>&1 |
   tee "$build/pytest.log" || status=1
 
 echo

@@ -12,6 +12,7 @@ from torchtitan_cpp.logging import logger
 from torchtitan_cpp.optim import CoreOptimizer
 
 if TYPE_CHECKING:
+    from torchtitan_cpp.plan.make import Plan
     from torchtitan_cpp.trainer import Trainer
 
 _MIB = 1024 * 1024
@@ -19,14 +20,14 @@ _MIB = 1024 * 1024
 
 def run(trainer: Trainer) -> None:
     """Run the program of ``training.steps`` steps on meta tensors and report."""
-    training = trainer.job_config.training
+    from torchtitan_cpp.plan.make import make_plan  # which imports the trainer
+
+    plan = make_plan(trainer.job_config, trainer.world, model=trainer.model)
     if trainer.model.pipeline:
         # What other stages would send is known on paper only.
-        from torchtitan_cpp.plan.make import make_plan  # which imports the trainer
-
-        plan = make_plan(trainer.job_config, trainer.world, model=trainer.model)
-        logger.info("%s", "\n" + report(trainer, plan.traffic))
+        logger.info("%s", "\n" + report(trainer, plan, plan.traffic))
         return
+    training = trainer.job_config.training
     shape = (training.local_batch_size, training.seq_len)
     for step in range(1, training.steps + 1):
         trainer.world.recorder.reset()
@@ -40,13 +41,15 @@ def run(trainer: Trainer) -> None:
             for _ in range(trainer.accumulation)
         ]
         trainer.executor.run(microbatches, learning_rate=0.0, step=step)
-    logger.info("%s", "\n" + report(trainer, trainer.world.recorder.totals()))
+    logger.info("%s", "\n" + report(trainer, plan, trainer.world.recorder.totals()))
 
 
 def report(
-    trainer: Trainer, traffic: Mapping[tuple[str, str], _C.plan.Traffic | Any]
+    trainer: Trainer,
+    plan: Plan,
+    traffic: Mapping[tuple[str, str], _C.plan.Traffic | Any],
 ) -> str:
-    """Memory that the rank keeps and bytes that it moves in a step, by axis."""
+    """Memory that the rank needs and bytes that it moves in a step, by axis."""
     training, dims = trainer.job_config.training, trainer.world.parallel_dims
     tokens = training.local_batch_size * training.seq_len * trainer.accumulation
     lines = [
@@ -73,6 +76,9 @@ def report(
         together += size
         lines.append(f"    {name:<16} {size / _MIB:>12,.1f} MiB")
     lines.append(f"    {'together':<16} {together / _MIB:>12,.1f} MiB")
+    at_peak = plan.memory.peak.total() / _MIB
+    unknown = "" if plan.knows_segments else " and what the Python model keeps"
+    lines.append(f"  at the peak of a step {at_peak:>11,.1f} MiB{unknown}")
     lines.append("  collectives a step:")
     for (axis, verb), total in sorted(traffic.items()):
         lines.append(

@@ -154,10 +154,15 @@ def _notes(trainer: Trainer) -> list[str]:
     if pipeline := trainer.model.pipeline:
         schedule = pipeline.schedule
         rounds = f" x {pipeline.rounds} rounds" if pipeline.rounds > 1 else ""
+        parallelism = trainer.job_config.parallelism
+        name = (
+            parallelism.pipeline_parallel_schedule_csv
+            or parallelism.pipeline_parallel_schedule
+        )
         notes.append(
-            f"pipeline of {schedule.num_stages} stages, {schedule.num_microbatches} "
-            f"microbatches{rounds}, {pipeline.simulate().bubble:.0%} idle if all "
-            "stages take equally long"
+            f"pipeline {name}: {schedule.num_stages} stages, "
+            f"{schedule.num_microbatches} microbatches{rounds}, "
+            f"{pipeline.simulate().bubble:.0%} idle if all stages take equally long"
         )
     if trainer.job_config.training.enable_cpu_offload and (
         trainer.world.device.type == "cpu"

@@ -173,6 +173,10 @@ def test_a_dry_run_reports_memory_and_traffic_of_any_world(
     report = done.stdout + done.stderr
     assert f"kept by rank 0 of {ranks}" in report
     assert "fsdp           all_gather" in report
+    kept = re.search(r"together +([0-9,.]+) MiB", report)
+    peak = re.search(r"at the peak of a step +([0-9,.]+) MiB", report)
+    assert kept and peak
+    assert float(peak[1].replace(",", "")) > float(kept[1].replace(",", ""))
     assert f"{flavor}, {parameters}" in report
     assert "loss:" not in report
     assert not re.search("^  files ", report, re.MULTILINE)  # for it writes none

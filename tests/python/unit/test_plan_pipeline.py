@@ -76,6 +76,8 @@ def test_a_dry_run_reports_the_messages(
     monkeypatch.setenv("NGPU", "4")
     assert train([*FLAGS, f"--job.dump_folder={tmp_path}"]) == 0
     printed = capfd.readouterr()
-    lines = [line.split() for line in (printed.out + printed.err).splitlines()]
+    report = printed.out + printed.err
+    assert "pipeline 1F1B: " in report
+    lines = [line.split() for line in report.splitlines()]
     kinds = {(line[0], line[1]) for line in lines if len(line) > 2}
     assert {("pp", "send"), ("pp", "recv"), ("fsdp", "all_gather")} <= kinds
