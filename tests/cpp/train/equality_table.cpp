@@ -64,8 +64,9 @@ void write_mutants(std::ostream& out) {
   }
   out << "\n## Mutants\n\n"
       << all.killed << " of " << all.tried
-      << " steps with one mistake (a collective or message left out or zeroed, a wrong "
-         "position or document) are noticed; the other "
+      << " steps with one mistake (a collective or message left out or zeroed, an "
+         "average where a sum belongs, a wrong position or document) are noticed; the "
+         "other "
       << all.without_effect
       << " are listed in the tests as without effect (what is gathered or reduced is "
          "not read).\n\n"

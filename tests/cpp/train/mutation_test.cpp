@@ -1,8 +1,10 @@
-// Deleting any single collective or message of a step is noticed by the equality check.
+// Deleting any single collective or message of a step, or taking the average of one in
+// place of the sum, is noticed by the equality check.
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <set>
 
@@ -23,14 +25,43 @@ using parallel::context::Method;
 // of one rank: "pp send of rank 3".
 using Call = std::pair<std::string, int64_t>;
 
-// Leaves one call out, on every rank that it names: a sum stays the rank's own part, a
-// gather holds nothing but the rank's own piece, zeros are sent.
-class LeavingOut final : public Backend {
+// And whether it is a sum.
+using Calls = std::map<Call, bool>;
+
+// What is wrong with a call, on every rank that makes it.
+enum class Mistake { kLeftOut, kAveraged };
+
+// Divides what a sum gave by the number of ranks.
+class Averaged final : public collectives::Work {
  public:
-  LeavingOut(const Group& group, int64_t world_rank, Call left_out,
-             std::set<Call>* seen, std::mutex* mutex)
+  Averaged(std::shared_ptr<Work> sum, at::Tensor out, int64_t ranks)
+      : sum_(std::move(sum)), out_(std::move(out)), ranks_(ranks) {}
+  bool completed() override { return !sum_ || sum_->completed(); }
+  void wait() override {
+    if (sum_) sum_->wait();
+    if (!out_.defined()) return;
+    if (out_.is_floating_point()) {
+      out_.div_(ranks_);
+    } else {
+      out_.div_(ranks_, "floor");
+    }
+    out_.reset();
+  }
+
+ private:
+  std::shared_ptr<Work> sum_;
+  at::Tensor out_;
+  int64_t ranks_;
+};
+
+// A left out sum stays the rank's own part, a gather holds nothing but the rank's own
+// piece, zeros are sent.
+class Spoiling final : public Backend {
+ public:
+  Spoiling(const Group& group, int64_t world_rank, Call spoiled, Mistake mistake,
+           Calls* seen, std::mutex* mutex)
       : axis_(group.name()), world_rank_(world_rank), inner_(group.backend()),
-        left_out_(std::move(left_out)), seen_(seen), mutex_(mutex) {}
+        spoiled_(std::move(spoiled)), mistake_(mistake), seen_(seen), mutex_(mutex) {}
 
   int64_t rank() const override { return inner_->rank(); }
   int64_t size() const override { return inner_->size(); }
@@ -45,9 +76,14 @@ class LeavingOut final : public Backend {
     const Call call{name, count_[name]++};
     {
       const std::lock_guard lock(*mutex_);
-      seen_->insert(call);
+      seen_->emplace(call, is_sum(operation));
     }
-    if (call != left_out_) return inner_->start(std::move(operation));
+    if (call != spoiled_) return inner_->start(std::move(operation));
+    if (mistake_ == Mistake::kAveraged) {
+      auto out = operation.out;
+      return std::make_shared<Averaged>(inner_->start(std::move(operation)),
+                                        std::move(out), size());
+    }
     if (operation.verb == Verb::kSend) {
       operation.in = at::zeros_like(operation.in);
       return inner_->start(std::move(operation));
@@ -57,6 +93,12 @@ class LeavingOut final : public Backend {
   }
 
  private:
+  static bool is_sum(const Operation& operation) {
+    return operation.op == collectives::ReduceOp::kSum &&
+           (operation.verb == Verb::kAllReduce ||
+            operation.verb == Verb::kReduceScatter);
+  }
+
   void leave_out(const Operation& operation) const {
     const int64_t numel = std::min(operation.out.numel(),
                                    operation.in.defined() ? operation.in.numel() : 0);
@@ -80,28 +122,30 @@ class LeavingOut final : public Backend {
   std::string axis_;
   int64_t world_rank_;
   std::shared_ptr<Backend> inner_;
-  Call left_out_;
+  Call spoiled_;
+  Mistake mistake_;
   std::map<std::string, int64_t> count_;
-  std::set<Call>* seen_;
+  Calls* seen_;
   std::mutex* mutex_;
 };
 
-// Runs the layout without `left_out`; `seen` gets all calls of the run.
-Result run_without(const Problem& problem, const Layout& layout, const Call& left_out,
-                   std::set<Call>& seen) {
+// Runs the layout with the mistake in one call; `seen` gets all calls of the run.
+Result run_spoiled(const Problem& problem, const Layout& layout, const Call& spoiled,
+                   Mistake mistake, Calls& seen) {
   std::mutex mutex;
   return run_step(problem, layout, [&](const Group& group, int64_t rank) {
-    return Group(group.name(),
-                 std::make_shared<LeavingOut>(group, rank, left_out, &seen, &mutex));
+    return Group(group.name(), std::make_shared<Spoiling>(group, rank, spoiled, mistake,
+                                                          &seen, &mutex));
   });
 }
 
 // What a pipeline announces of its messages may be refused as soon as it is wrong.
-bool is_noticed(const Problem& problem, const Layout& layout, const Call& left_out,
-                const Result& reference) {
-  std::set<Call> seen;
+bool is_noticed(const Problem& problem, const Layout& layout, const Call& spoiled,
+                Mistake mistake, const Result& reference) {
+  Calls seen;
   try {
-    return !difference(run_without(problem, layout, left_out, seen), reference).empty();
+    return !difference(run_spoiled(problem, layout, spoiled, mistake, seen), reference)
+                .empty();
   } catch (const c10::Error&) {
     return true;
   }
@@ -134,22 +178,29 @@ struct Case {
 
 class MutationTest : public ::testing::TestWithParam<Case> {};
 
-TEST_P(MutationTest, EveryCollectiveThatIsLeftOutIsNoticed) {
+TEST_P(MutationTest, EveryMistakeInACollectiveIsNoticed) {
   const auto& [name, layout, without_effect] = GetParam();
   const Problem problem = problem_of(layout);
   const auto reference = run_reference(problem);
-  std::set<Call> calls;
-  ASSERT_EQ(difference(run_without(problem, layout, {"", 0}, calls), reference), "");
+  Calls calls;
+  const auto unspoiled = run_spoiled(problem, layout, {}, Mistake::kLeftOut, calls);
+  ASSERT_EQ(difference(unspoiled, reference), "");
   ASSERT_GT(calls.size(), 5u);
   Mutants mutants;
-  for (const auto& call : calls) {
-    const bool noticed = is_noticed(problem, layout, call, reference);
-    EXPECT_EQ(noticed, !without_effect.contains(call))
-        << call.first << ", call " << call.second;
+  const auto expect_noticed = [&](const Call& call, Mistake mistake) {
+    const bool noticed = is_noticed(problem, layout, call, mistake, reference);
+    const bool is_harmless = without_effect.contains(call);
+    EXPECT_EQ(noticed, !is_harmless)
+        << call.first << ", call " << call.second
+        << (mistake == Mistake::kAveraged ? ", averaged" : ", left out");
     ++mutants.tried;
     mutants.killed += noticed ? 1 : 0;
+    mutants.without_effect += is_harmless ? 1 : 0;
+  };
+  for (const auto& [call, is_sum] : calls) {
+    expect_noticed(call, Mistake::kLeftOut);
+    if (is_sum) expect_noticed(call, Mistake::kAveraged);
   }
-  mutants.without_effect = static_cast<int64_t>(without_effect.size());
   record_mutants(name, mutants);
 }
 
