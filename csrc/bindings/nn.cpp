@@ -10,6 +10,7 @@
 #include "nn/loss_segment.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
+#include "nn/vocabulary_loss.h"
 
 #include "bindings/module.h"
 
@@ -136,6 +137,17 @@ void bind_nn(py::module_ module) {
       "the sum of the loss and passes each segment by `progress.call`. Groups are "
       "(name, stays gathered, [(parameter, shape)]), segments (name, [group]); the "
       "last segment is what comes after the last call.");
+  module.def(
+      "vocabulary_loss_sum",
+      [](const at::Tensor& logits, const at::Tensor& labels, int64_t first,
+         const collectives::Group& axis) {
+        return nn::vocabulary_loss_sum(logits.flatten(0, -2), labels.flatten(), first,
+                                       nn::TensorAxis(axis, nn::Overlap::kNone));
+      },
+      py::arg("logits"), py::arg("labels"), py::kw_only(), py::arg("first"),
+      py::arg("axis"), py::call_guard<py::gil_scoped_release>(),
+      "The sum of the cross-entropy, float64 [], of logits [..., v] of which each rank of "
+      "`axis` has the classes from `first` on, for labels [...]. Differentiable.");
   module.def(
       "initial_value",
       [](const nn::ParameterSpec& parameter, uint64_t seed) {

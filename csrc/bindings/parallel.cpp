@@ -5,6 +5,7 @@
 #include "nn/measure.h"
 #include "parallel/apply.h"
 #include "parallel/context/attention.h"
+#include "parallel/tensor/split.h"
 
 #include "bindings/module.h"
 
@@ -93,6 +94,17 @@ void bind_parallel(py::module_ module) {
                     "Of the whole model, by segment of the part.");
   module.def("whole", &parallel::whole, py::arg("model"),
              "A model that lies whole on every rank of the pipeline axis.");
+  module.def(
+      "divide",
+      [](nn::Model model, const std::map<std::string, int64_t>& dims,
+         const collectives::Group& axis) {
+        parallel::tensor::split(model.groups, dims, axis);
+        return model;
+      },
+      py::arg("model"), py::kw_only(), py::arg("dims"), py::arg("axis"),
+      "The model with this rank's pieces of the parameters in `dims`, by full name: that "
+      "dim is divided among the ranks of `axis` like torch.chunk. All ranks hold the "
+      "others whole, of which the first one counts.");
   module.def("take_part", &parallel::pipeline::take_part, py::arg("model"),
              py::kw_only(), py::arg("segments_per_stage"), py::arg("rank_of_stage"),
              py::arg("rank"),

@@ -483,6 +483,9 @@ class nn:
     @staticmethod
     def make_model(groups: collections.abc.Sequence[tuple[str, bool, collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]]]], segments: collections.abc.Sequence[tuple[str, collections.abc.Sequence[int]]], forward: collections.abc.Callable[[collections.abc.Mapping[str, torch.Tensor], int, nn.Progress], torch.Tensor]) -> nn.Model:
         """A model whose own code calls its segments: `forward(batch, progress)` gives the sum of the loss and passes each segment by `progress.call`. Groups are (name, stays gathered, [(parameter, shape)]), segments (name, [group]); the last segment is what comes after the last call."""
+    @staticmethod
+    def vocabulary_loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, first: int, axis: collectives.Group) -> torch.Tensor:
+        """The sum of the cross-entropy, float64 [], of logits [..., v] of which each rank of `axis` has the classes from `first` on, for labels [...]. Differentiable."""
 
 class optim:
 
@@ -553,6 +556,9 @@ class parallel:
     @staticmethod
     def context_attention(ranks: collectives.Group, *, rotate_method: str, load_balancer: str) -> nn.AttentionKernel:
         """Attention of ranks that share sequences. `rotate_method` is 'allgather', 'alltoall' (around a ring) or 'ulysses' (heads for tokens), `load_balancer` 'headtail', 'none' or 'ptrr'."""
+    @staticmethod
+    def divide(model: nn.Model, *, dims: collections.abc.Mapping[str, int], axis: collectives.Group) -> nn.Model:
+        """The model with this rank's pieces of the parameters in `dims`, by full name: that dim is divided among the ranks of `axis` like torch.chunk. All ranks hold the others whole, of which the first one counts."""
     @staticmethod
     def measure(whole: nn.Model, applied: parallel.Applied, batch: collections.abc.Mapping[str, torch.Tensor], shape: plan.StepShape, *, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype) -> plan.StepShape:
         """The shape of the rank's step with the bytes of every segment, found by running its part of the model on meta tensors. `batch` is one microbatch."""

@@ -32,6 +32,8 @@ from torchtitan_cpp.nn.stages import drop_parameters, keep_modules
 from torchtitan_cpp.optim import OptimizersContainer
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.pipeline import Pipeline, modules_of, plan_pipeline
+from torchtitan_cpp.tensor_parallel.division import Division
+from torchtitan_cpp.tensor_parallel.misfits import NO_PLAN
 from torchtitan_cpp.train_spec import TrainSpec
 from torchtitan_cpp.world import World
 
@@ -100,10 +102,21 @@ def build_model(
             mine = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
             part = _take_part(mine, pipeline, world)
     else:
+        division = _divide(module, spec, world)
         stages = _cut(module, pipeline, world)
+        is_cross_entropy = loss_fn is cross_entropy_loss
         loss_fn = compile_model(module, loss_fn, job_config)
-        python = PythonModel(module, loss_fn, stages)
-        core = python.build_core()
+        if division is None:
+            python = PythonModel(module, loss_fn, stages)
+            core = python.build_core()
+        else:
+            loss_fn = division.loss(
+                loss_fn,
+                loss_parallel=is_cross_entropy
+                and not job_config.parallelism.disable_loss_parallel,
+            )
+            python = PythonModel(module, loss_fn, stages, division.on_the_way)
+            core = division.divide(python.build_core())
         part = _C.parallel.whole(core)
         if pipeline:
             part = _C.parallel.as_part(
@@ -194,6 +207,15 @@ def _take_part(core: _C.nn.Model, pipeline: Pipeline, world: World) -> _C.parall
         rank_of_stage=pipeline.rank_of_stage,
         rank=world.groups["pp"].rank,
     )
+
+
+def _divide(module: nn.Module, spec: TrainSpec, world: World) -> Division | None:
+    """A whole Python module by the styles that its spec has for it."""
+    if world.parallel_dims.tp == 1:
+        return None
+    if spec.parallelize_fn is None:
+        raise ValueError(f"parallelism.tensor_parallel_degree: {NO_PLAN}")
+    return Division(module, spec.parallelize_fn, world.groups["tp"])
 
 
 def _cut(

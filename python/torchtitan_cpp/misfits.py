@@ -20,6 +20,7 @@ from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.stages import shared_between
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
+from torchtitan_cpp.tensor_parallel.misfits import tensor_misfits
 from torchtitan_cpp.train_spec import get_train_spec, registered_names
 
 
@@ -57,6 +58,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         return misfits
     asks_model = (
         config.parallelism.pipeline_parallel_degree > 1
+        or config.parallelism.tensor_parallel_degree > 1
         or config.compile.enable
         or config.activation_checkpoint.mode == "memory_budget"
     )
@@ -66,6 +68,12 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         model = spec.model_cls(copy.deepcopy(model_args))
     if not isinstance(model, CppModule):
         misfits = _misfits_of_python(config)
+        misfits |= tensor_misfits(model, spec.parallelize_fn, config)
+    elif spec.parallelize_fn is not None:
+        misfits["model.name"] = (
+            f"{config.model.name} has TrainSpec.parallelize_fn, which is for models "
+            "written in Python; C++ ones have a plan of their own, so set it to None"
+        )
     if config.parallelism.pipeline_parallel_degree > 1:
         misfits |= _pipeline_misfits(config, model)
     return misfits

@@ -20,6 +20,7 @@ from torch import nn
 
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
+from torchtitan_cpp.tensor_parallel.plan import TensorParallelPlan
 
 
 @dataclass
@@ -30,8 +31,9 @@ class TrainSpec:
     """Makes the model from its arguments; called under ``torch.device("meta")``."""
     model_args: Mapping[str, BaseModelArgs]
     """Arguments by flavor (``--model.flavor``)."""
-    parallelize_fn: Callable[..., nn.Module] | None
-    """None: parallelism is applied by the trainer, never by the model."""
+    parallelize_fn: TensorParallelPlan | None
+    """``tensor_parallel_plan({name: style})`` for tensor parallelism of a model written
+    in Python, else None. The trainer applies every parallelism, never the model."""
     pipelining_fn: Callable[..., Any] | None
     """None."""
     build_optimizers_fn: Callable[..., Any]
@@ -69,24 +71,37 @@ def register_train_spec(name: str, train_spec: TrainSpec) -> None:
 
 
 def _check_parallelism(name: str, train_spec: TrainSpec) -> None:
-    for field, replacement in (
-        (
+    plan = train_spec.parallelize_fn
+    if not isinstance(plan, TensorParallelPlan | None):
+        _refuse(
+            name,
             "parallelize_fn",
+            plan,
+            "None or tensor_parallel_plan({name of module: style})",
             "the trainer shards every model by "
             "--parallelism.data_parallel_shard_degree and copies it by "
-            "--parallelism.data_parallel_replicate_degree",
-        ),
-        ("pipelining_fn", "the trainer will cut a model into stages itself"),
-    ):
-        given = getattr(train_spec, field)
-        if given is not None:
-            called = getattr(given, "__qualname__", type(given).__name__)
-            raise ValueError(
-                f"TrainSpec {name!r}: {field}: expected None, found {called}; a "
-                "function that applies fully_shard or DTensor is not supported. Set it "
-                "to None: "
-                f"{replacement}"
-            )
+            "--parallelism.data_parallel_replicate_degree; a plan of "
+            "torchtitan_cpp.tensor_parallel says how it is divided by "
+            "--parallelism.tensor_parallel_degree",
+        )
+    if train_spec.pipelining_fn is not None:
+        _refuse(
+            name,
+            "pipelining_fn",
+            train_spec.pipelining_fn,
+            "None",
+            "the trainer will cut a model into stages itself",
+        )
+
+
+def _refuse(
+    name: str, field: str, given: object, expected: str, replacement: str
+) -> None:
+    called = getattr(given, "__qualname__", type(given).__name__)
+    raise ValueError(
+        f"TrainSpec {name!r}: {field}: expected {expected}, found {called}; a function "
+        f"that applies fully_shard or DTensor is not supported: {replacement}"
+    )
 
 
 def get_train_spec(name: str) -> TrainSpec:

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/checked_math.h"
 
@@ -27,23 +28,41 @@ void divide(nn::ParameterSpec& spec, int64_t dim, const collectives::Group& axis
   spec.piece = std::move(piece);
 }
 
+// `find` gives the dim that is divided, or nothing.
+template <class Find>
+void split_each(std::vector<nn::ParameterGroupSpec>& groups,
+                const collectives::Group& axis, const Find& find) {
+  if (axis.size() == 1) return;
+  for (auto& group : groups) {
+    for (auto& spec : group.parameters) {
+      if (const std::optional<int64_t> dim = find(spec.name)) {
+        divide(spec, *dim, axis);
+      } else {
+        spec.is_first_copy = axis.rank() == 0;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void split(std::vector<nn::ParameterGroupSpec>& groups, std::span<const Rule> rules,
            const collectives::Group& axis) {
-  if (axis.size() == 1) return;
-  for (auto& group : groups) {
-    for (auto& spec : group.parameters) {
-      const auto rule = std::find_if(
-          rules.begin(), rules.end(),
-          [&](const Rule& candidate) { return matches(spec.name, candidate.suffix); });
-      if (rule == rules.end()) {
-        spec.is_first_copy = axis.rank() == 0;
-      } else {
-        divide(spec, rule->dim, axis);
-      }
+  split_each(groups, axis, [&](const std::string& name) -> std::optional<int64_t> {
+    for (const auto& rule : rules) {
+      if (matches(name, rule.suffix)) return rule.dim;
     }
-  }
+    return std::nullopt;
+  });
+}
+
+void split(std::vector<nn::ParameterGroupSpec>& groups,
+           const std::map<std::string, int64_t>& dims, const collectives::Group& axis) {
+  split_each(groups, axis, [&](const std::string& name) -> std::optional<int64_t> {
+    const auto found = dims.find(name);
+    if (found == dims.end()) return std::nullopt;
+    return found->second;
+  });
 }
 
 }  // namespace torchtitan::parallel::tensor

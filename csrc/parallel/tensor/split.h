@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -22,5 +24,9 @@ struct Rule {
 // Throws ValueError for a rule whose dim a parameter does not have.
 void split(std::vector<nn::ParameterGroupSpec>& groups, std::span<const Rule> rules,
            const collectives::Group& axis);
+
+// The same by full names; those of no parameter here are passed over.
+void split(std::vector<nn::ParameterGroupSpec>& groups,
+           const std::map<std::string, int64_t>& dims, const collectives::Group& axis);
 
 }  // namespace torchtitan::parallel::tensor

@@ -30,7 +30,7 @@ class Parallelism:
     disable_loss_parallel: bool = False
     """With tensor parallelism: gather the logits before the loss."""
     enable_async_tensor_parallel: bool = False
-    """With tensor parallelism: overlap its exchanges with the products."""
+    """Tensor parallelism of C++ models: overlap its exchanges with the products."""
     pipeline_parallel_degree: Positive = 1
     """Ranks that hold consecutive parts of the model."""
     module_fqns_per_model_part: list[list[str]] | None = None

@@ -25,23 +25,20 @@ class BaseModelArgs:
     def find_misfits(self, job_config: Any) -> dict[str, str]:
         """Values that the model cannot take, such as degrees of parallelism.
 
-        Called before any process group exists. A model takes data parallelism only,
-        unless its arguments say otherwise here.
+        Called before any process group exists. Data, pipeline and (by the plan in
+        TrainSpec.parallelize_fn) tensor parallelism are checked elsewhere.
 
         Returns:
             What was expected and found, by the configuration's field.
         """
-        degrees = {
-            f"parallelism.{field}": getattr(job_config.parallelism, field)
-            for field in ("tensor_parallel_degree", "context_parallel_degree")
-        }
+        degree = job_config.parallelism.context_parallel_degree
+        if degree == 1:
+            return {}
         return {
-            field: (
+            "parallelism.context_parallel_degree": (
                 f"not supported yet for models written in Python (found {degree}); "
                 "set 1"
             )
-            for field, degree in degrees.items()
-            if degree > 1
         }
 
 

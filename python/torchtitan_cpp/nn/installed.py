@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+OnTheWay = Callable[[Sequence[str], Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+"""Names of parameters and their tensors, to what their modules find instead."""
+
 
 class Slot(NamedTuple):
     """A place for a tensor in a module's table of parameters."""
@@ -14,6 +17,8 @@ class Slot(NamedTuple):
     table: dict[str, Any]
     key: str
     tensor: torch.Tensor
+    name: str | None = None
+    """Full name of a parameter that is changed on the way to the module."""
 
 
 class Installed:
@@ -23,18 +28,28 @@ class Installed:
     module's code reads a parameter.
     """
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], on_the_way: OnTheWay | None = None
+    ) -> None:
         self._slots = slots
+        self._on_the_way = on_the_way
         self._before: list[Any] = []
 
     def __enter__(self) -> None:
-        self._before = [table[key] for table, key, _ in self._slots]
-        for table, key, tensor in self._slots:
+        self._before = [slot.table[slot.key] for slot in self._slots]
+        for table, key, tensor, _ in self._slots:
             table[key] = tensor
+        if self._on_the_way is None:
+            return
+        changed = [slot for slot in self._slots if slot.name is not None]
+        names = [slot.name or "" for slot in changed]
+        tensors = self._on_the_way(names, [slot.tensor for slot in changed])
+        for slot, tensor in zip(changed, tensors, strict=True):
+            slot.table[slot.key] = tensor
 
     def __exit__(self, *error: object) -> None:
-        for (table, key, _), before in zip(self._slots, self._before, strict=True):
-            table[key] = before
+        for slot, before in zip(self._slots, self._before, strict=True):
+            slot.table[slot.key] = before
 
 
 class Absent(torch.Tensor):

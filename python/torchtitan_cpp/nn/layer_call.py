@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.nn.installed import Installed, Slot
+from torchtitan_cpp.nn.installed import Installed, OnTheWay, Slot
 from torchtitan_cpp.nn.random_state import RandomState
 from torchtitan_cpp.nn.recomputation import Recomputation, RecomputeOptions
 
@@ -44,6 +44,7 @@ class Layer:
         """The forward under way; None: calls are plain calls."""
         self.slots: Sequence[Slot] = ()
         """Every parameter that it can read, gathered."""
+        self.on_the_way: OnTheWay | None = None
         self.recompute: RecomputeOptions | None = None
         """How it runs again before its backward; None: it does not."""
         self.device = torch.device("cpu")
@@ -121,7 +122,7 @@ class _Call:
         for place, tensor in zip(self._places, tensors, strict=True):
             flat[place] = tensor
         args, kwargs = pytree.tree_unflatten(flat, self._structure)
-        with Installed(self._layer.slots):
+        with Installed(self._layer.slots, self._layer.on_the_way):
             return pytree.tree_flatten(self._layer.plain_call(*args, **kwargs))
 
     def assemble(self, tensors: Sequence[torch.Tensor]) -> Any:

@@ -17,7 +17,7 @@ from torch import nn
 from torchtitan_cpp import _C
 from torchtitan_cpp.loss import LossFunction
 from torchtitan_cpp.nn.groups import adopt
-from torchtitan_cpp.nn.installed import Absent, Installed, Slot
+from torchtitan_cpp.nn.installed import Absent, Installed, OnTheWay, Slot
 from torchtitan_cpp.nn.layer_call import Layer, Run
 from torchtitan_cpp.nn.recomputation import RecomputeOptions
 from torchtitan_cpp.nn.selective import contexts_by_operation, recomputed_shapes
@@ -44,7 +44,8 @@ class _Parameter:
 
     name: str
     shape: list[int]
-    tables: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    tables: list[tuple[dict[str, Any], str, str]] = field(default_factory=list)
+    """With its key and its full name there."""
     users: set[str] = field(default_factory=set)
     """The layers that hold it, or the root."""
 
@@ -64,6 +65,7 @@ class PythonModel:
         stages: of this rank, in order, in a pipeline; ``module`` then has no other
             children. A stage but the first maps the one tensor that the stage before
             returns.
+        on_the_way: what parameters pass between their memory and their modules.
     Raises:
         ValueError: for a parameter that cannot be trained here.
     """
@@ -73,8 +75,10 @@ class PythonModel:
         module: nn.Module,
         loss_fn: LossFunction,
         stages: Sequence[Stage] | None = None,
+        on_the_way: OnTheWay | None = None,
     ) -> None:
         self.module = module
+        self._on_the_way = on_the_way
         self._stages = stages or [Stage(names=(), is_first=True, is_last=True)]
         self._calls = (
             [stage_view(module, stage.names) for stage in stages]
@@ -150,17 +154,20 @@ class PythonModel:
         outer = []
         for parameter in self._parameters:
             tensor = leaves[parameter.name]
-            if parameter.group != _ROOT:
-                tensor = Absent.standing_for(parameter.name, tensor)
-            outer += [Slot(table, key, tensor) for table, key in parameter.tables]
+            if parameter.group == _ROOT:
+                outer += self._slots(parameter, tensor)
+                continue
+            absent = Absent.standing_for(parameter.name, tensor)
+            outer += [Slot(table, key, absent) for table, key, _ in parameter.tables]
         self._outer = outer
         for layer in self._layers:
             mine = [p for p in self._parameters if layer.name in p.users]
             layer.slots = [
-                Slot(table, key, leaves[parameter.name])
+                slot
                 for parameter in mine
-                for table, key in parameter.tables
+                for slot in self._slots(parameter, leaves[parameter.name])
             ]
+            layer.on_the_way = self._on_the_way
             layer.storages = frozenset(
                 leaves[p.name].untyped_storage()._cdata
                 for p in mine
@@ -174,10 +181,14 @@ class PythonModel:
                     layer.name,
                     self.module.get_submodule(layer.name),
                     recomputed_modules,
+                    {name: tuple(leaf.shape) for name, leaf in leaves.items()},
                 )
                 layer.recompute = replace(
                     layer.recompute, make_contexts=contexts_by_operation(shapes)
                 )
+
+    def _slots(self, parameter: _Parameter, tensor: torch.Tensor) -> list[Slot]:
+        return [Slot(table, key, tensor, name) for table, key, name in parameter.tables]
 
     def _forward(
         self,
@@ -195,7 +206,7 @@ class PythonModel:
         if call.training != is_training:
             call.train(is_training)
         run = Run(progress, self._dtype)
-        with Installed(self._outer):
+        with Installed(self._outer, self._on_the_way):
             for layer in self._layers:
                 layer.run = run
             try:
@@ -225,13 +236,16 @@ class PythonModel:
 def load_whole(
     groups: Sequence[_C.nn.ParameterGroup], values: Mapping[str, torch.Tensor]
 ) -> None:
-    """Copy this rank's rows of whole parameters, by name."""
+    """Copy this rank's pieces of whole parameters, by name."""
     with torch.no_grad():
         for group in groups:
             for shard in group.shards:
-                rows = shard.value.shape[0]
-                whole = values[shard.name]
-                shard.value.copy_(whole.narrow(0, shard.offset[0], rows))
+                piece = values[shard.name]
+                for dim, (begin, size) in enumerate(
+                    zip(shard.offset, shard.value.shape, strict=True)
+                ):
+                    piece = piece.narrow(dim, begin, size)
+                shard.value.copy_(piece)
 
 
 def _layers_of(module: nn.Module) -> dict[str, nn.Module]:
@@ -258,9 +272,10 @@ def _find_parameters(
             )
             entry.users.add(user)
             if all(
-                table is not owner._parameters or key != k for table, k in entry.tables
+                table is not owner._parameters or key != k
+                for table, k, _ in entry.tables
             ):
-                entry.tables.append((owner._parameters, key))
+                entry.tables.append((owner._parameters, key, name))
     return list(found.values())
 
 

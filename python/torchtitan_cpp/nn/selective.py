@@ -6,7 +6,7 @@ The list is torchtitan's: attention, sums over ranks, and every second matrix pr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ _KEPT = (
     "aten._scaled_dot_product_attention_math",
     "aten._scaled_dot_product_fused_attention_overrideable",
     "_c10d_functional.reduce_scatter_tensor",
+    "torchtitan_cpp.reduce_scatter",
     "_c10d_functional.all_to_all_single",
     "aten.max",
     "torch_attn._varlen_attn",
@@ -42,14 +43,19 @@ def _name(operation: Any) -> str:
 
 
 def recomputed_shapes(
-    layer_name: str, layer: nn.Module, modules: Sequence[str]
+    layer_name: str,
+    layer: nn.Module,
+    modules: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> frozenset[tuple[int, int]]:
     """(in, out) of each linear module with one of ``modules`` in its name.
 
+    Args:
+        shapes: of the parameters that this rank computes with, by name.
     Raises:
         ValueError: if another kind of module has such a name.
     """
-    shapes = set()
+    found = set()
     for name, module in layer.named_modules():
         full = f"{layer_name}.{name}" if name else layer_name
         if not any(part in full for part in modules):
@@ -60,8 +66,11 @@ def recomputed_shapes(
                 f"expected parts of names of linear modules, found one in '{full}', "
                 "which is none"
             )
-        shapes.add((module.in_features, module.out_features))
-    return frozenset(shapes)
+        # A weight that two modules share has one name only.
+        whole = (module.out_features, module.in_features)
+        rows, columns = shapes.get(f"{full}.weight", whole)
+        found.add((columns, rows))
+    return frozenset(found)
 
 
 def contexts_by_operation(

@@ -123,7 +123,8 @@ def make_plan(
     flops = _flops_by_kind(program, shape)
     if not is_cpp:
         tokens = rows * training.seq_len * shape.num_microbatches
-        flops["Forward"] = model.flops_per_token * tokens
+        # What ranks that share a batch compute is taken to be alike.
+        flops["Forward"] = model.flops_per_token * tokens // (dims.pp * dims.tp)
     axes = {axis: group.size for axis, group in world.groups.items()}
     return Plan(
         mesh={axis: getattr(dims, axis) for axis in _MESH_AXES},

@@ -100,6 +100,9 @@ def _traffic_lines(plan: Plan) -> Iterator[str]:
     for (axis, verb), traffic in sorted(plan.traffic.items()):
         mib = traffic.bytes / _MIB
         yield f"  {axis:<14} {verb:<16} {traffic.calls:>7,} calls {mib:>14,.1f} MiB"
+    if plan.mesh["tp"] > 1 and not plan.knows_segments:
+        yield "  without those of tp inside the Python model: a dry run counts them"
+        yield "  (python -m torchtitan_cpp.train --comm.mode fake_backend)"
 
 
 def _budget_lines(plan: Plan) -> Iterator[str]:

@@ -176,8 +176,10 @@ struct Case {
   std::set<Call> without_effect = {};
 };
 
-void expect_every_mistake_is_noticed(const Case& each) {
-  const auto& [name, layout, without_effect] = each;
+class MutationTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(MutationTest, EveryMistakeInACollectiveIsNoticed) {
+  const auto& [name, layout, without_effect] = GetParam();
   const Problem problem = problem_of(layout);
   const auto reference = run_reference(problem);
   Calls calls;
@@ -202,54 +204,26 @@ void expect_every_mistake_is_noticed(const Case& each) {
   record_mutants(name, mutants);
 }
 
-class MutationTest : public ::testing::TestWithParam<Case> {};
-TEST_P(MutationTest, EveryMistakeInACollectiveIsNoticed) {
-  expect_every_mistake_is_noticed(GetParam());
-}
-
-class MutationTestSlow : public ::testing::TestWithParam<Case> {};
-TEST_P(MutationTestSlow, EveryMistakeInACollectiveIsNoticed) {
-  expect_every_mistake_is_noticed(GetParam());
-}
-
 // The last gather is the embedding's for its backward, which does not read the weight.
 // Norms of the groups that step early serve the check for NaN only.
-std::vector<Case> quick_cases() {
-  return {Case{"Ddp2", {.replicas = 2, .num_microbatches = 2}},
-          Case{"Fsdp2Early",
-               {.shards = 2, .early_optimizer_step = true},
-               {{"fsdp all_gather", 6},
-                {"fsdp all_reduce", 0},
-                {"fsdp all_reduce", 1},
-                {"fsdp all_reduce", 2},
-                {"fsdp all_reduce", 3}}},
-          Case{"Fsdp2Tp2Recomputed",
-               {.shards = 2, .tensor = 2, .recompute = true},
-               {{"fsdp all_gather", 6}}},
-          Case{"Ddp2Cp2Ulysses",
-               {.replicas = 2, .context = 2, .method = Method::kUlysses},
-               {{"fsdp all_gather", 6}}},
-          Case{"Pp2Tp2Zbv",
-               {.tensor = 2,
-                .pipeline = 2,
-                .schedule = "ZBVZeroBubble",
-                .stages_per_rank = 2,
-                .num_microbatches = 2}},
-          Case{"Pp2Fsdp2DualPipeV",
-               {.shards = 2,
-                .pipeline = 2,
-                .schedule = "DualPipeV",
-                .stages_per_rank = 2,
-                .num_microbatches = 2}}};
-}
-
-std::vector<Case> slow_cases() {
+std::vector<Case> cases() {
   return {
+      Case{"Ddp2", {.replicas = 2, .num_microbatches = 2}},
       Case{"Fsdp3", {.shards = 3, .num_microbatches = 2}, {{"fsdp all_gather", 12}}},
+      Case{"Fsdp2Early",
+           {.shards = 2, .early_optimizer_step = true},
+           {{"fsdp all_gather", 6},
+            {"fsdp all_reduce", 0},
+            {"fsdp all_reduce", 1},
+            {"fsdp all_reduce", 2},
+            {"fsdp all_reduce", 3}}},
       Case{"Hsdp2x2", {.shards = 2, .replicas = 2}, {{"fsdp all_gather", 6}}},
       Case{"Tp2", {.tensor = 2}},
       Case{"Tp2WholeLogits", {.tensor = 2, .loss_parallel = false}},
       Case{"Tp2Ring", {.tensor = 2, .overlap = nn::Overlap::kRing}},
+      Case{"Fsdp2Tp2Recomputed",
+           {.shards = 2, .tensor = 2, .recompute = true},
+           {{"fsdp all_gather", 6}}},
       Case{"Cp2Gather",
            {.context = 2, .method = Method::kAllGather, .recompute = true},
            {{"fsdp all_gather", 6}}},
@@ -258,8 +232,23 @@ std::vector<Case> slow_cases() {
       Case{"Cp2Tp2Ring",
            {.context = 2, .method = Method::kRing, .tensor = 2},
            {{"fsdp all_gather", 6}}},
+      Case{"Ddp2Cp2Ulysses",
+           {.replicas = 2, .context = 2, .method = Method::kUlysses},
+           {{"fsdp all_gather", 6}}},
       Case{"Pp2Tp2OneFOneB",
            {.tensor = 2, .pipeline = 2, .schedule = "1F1B", .num_microbatches = 2}},
+      Case{"Pp2Tp2Zbv",
+           {.tensor = 2,
+            .pipeline = 2,
+            .schedule = "ZBVZeroBubble",
+            .stages_per_rank = 2,
+            .num_microbatches = 2}},
+      Case{"Pp2Fsdp2DualPipeV",
+           {.shards = 2,
+            .pipeline = 2,
+            .schedule = "DualPipeV",
+            .stages_per_rank = 2,
+            .num_microbatches = 2}},
       Case{"Pp4Interleaved",
            {.pipeline = 4,
             .schedule = "Interleaved1F1B",
@@ -268,11 +257,111 @@ std::vector<Case> slow_cases() {
             .recompute = true}}};
 }
 
-const auto name_of = [](const auto& info) { return info.param.name; };
-INSTANTIATE_TEST_SUITE_P(Mutation, MutationTest, ::testing::ValuesIn(quick_cases()),
-                         name_of);
-INSTANTIATE_TEST_SUITE_P(Mutation, MutationTestSlow, ::testing::ValuesIn(slow_cases()),
-                         name_of);
+// A kernel with a mistake about where tokens are.
+class Misplacing final : public nn::AttentionKernel {
+ public:
+  using Mistake = std::function<void(nn::TokenPlaces&)>;
+  enum class Reader { kRotation, kAttention };  // who is misled
+  Misplacing(std::shared_ptr<nn::AttentionKernel> inner, Reader reader, Mistake mistake)
+      : inner_(std::move(inner)), reader_(reader), mistake_(std::move(mistake)) {}
+
+  int64_t ranks() const override { return inner_->ranks(); }
+  nn::TokenPlaces places(int64_t tokens, const at::Tensor& starts,
+                         at::Device device) const override {
+    return told(Reader::kRotation, inner_->places(tokens, starts, device));
+  }
+  at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const nn::TokenPlaces& here) const override {
+    return inner_->attend(q, k, v, of_attention(here));
+  }
+  Operands enter(Operands x) const override { return inner_->enter(x); }
+  Result forward(const Operands& x, const nn::TokenPlaces& here) const override {
+    return inner_->forward(x, of_attention(here));
+  }
+  Operands backward(const Operands& x, const nn::TokenPlaces& here,
+                    const Result& result, const at::Tensor& d_o) const override {
+    return inner_->backward(x, of_attention(here), result, d_o);
+  }
+  std::vector<plan::Exchange> forward_exchanges(
+      const nn::AttentionSizes& sizes) const override {
+    return inner_->forward_exchanges(sizes);
+  }
+  std::vector<plan::Exchange> backward_exchanges(
+      const nn::AttentionSizes& sizes) const override {
+    return inner_->backward_exchanges(sizes);
+  }
+
+ private:
+  nn::TokenPlaces told(Reader reader, nn::TokenPlaces places) const {
+    if (reader == reader_) mistake_(places);
+    return places;
+  }
+  nn::TokenPlaces of_attention(const nn::TokenPlaces& here) const {
+    return told(
+        Reader::kAttention,
+        inner_->places(here.own.size(0), here.document_starts, here.own.device()));
+  }
+
+  std::shared_ptr<nn::AttentionKernel> inner_;
+  Reader reader_;
+  Mistake mistake_;
+};
+
+class MisplacedTest : public ::testing::TestWithParam<Method> {
+ protected:
+  // What is noticed when every rank makes the mistake; empty if nothing.
+  std::string noticed(Misplacing::Reader reader,
+                      const Misplacing::Mistake& mistake) const {
+    const auto problem = with_documents(context_problem());
+    const Layout layout = {.context = 2, .method = GetParam()};
+    const auto result = run_step(
+        problem, layout, {}, [&](const std::shared_ptr<nn::AttentionKernel>& kernel) {
+          return std::make_shared<Misplacing>(kernel, reader, mistake);
+        });
+    return difference(result, run_reference(problem));
+  }
+};
+
+TEST_P(MisplacedTest, EveryMistakeAboutPositionsAndDocumentsIsNoticed) {
+  using Reader = Misplacing::Reader;
+  const auto nothing = [](nn::TokenPlaces&) {};
+  EXPECT_EQ(noticed(Reader::kAttention, nothing), "");
+  EXPECT_EQ(noticed(Reader::kRotation, nothing), "");
+  const std::pair<Reader, Misplacing::Mistake> mistakes[] = {
+      // As if nobody shared the sequence.
+      {Reader::kRotation,
+       [](auto& places) { places.own = at::arange(places.own.size(0), at::kLong); }},
+      {Reader::kAttention,
+       [](auto& places) { places.positions = places.positions.flip({0}); }},
+      {Reader::kAttention,
+       [](auto& places) {
+         places.own = places.own.roll(1);
+         places.positions = places.positions.roll(1, 1);
+       }},
+      {Reader::kAttention, [](auto& places) { places.document_starts = at::Tensor(); }},
+      {Reader::kAttention, [](auto& places) {
+         places.document_starts = places.document_starts.add(1).minimum(
+             at::arange(places.document_starts.size(1)));
+       }}};
+  Mutants mutants;
+  for (const auto& [reader, mistake] : mistakes) {
+    const bool is_noticed = !noticed(reader, mistake).empty();
+    EXPECT_TRUE(is_noticed) << "mistake " << mutants.tried;
+    ++mutants.tried;
+    mutants.killed += is_noticed ? 1 : 0;
+  }
+  constexpr const char* kNames[] = {"allgather", "ring", "ulysses"};
+  record_mutants(std::string("Cp2Documents, positions and masks, ") +
+                     kNames[static_cast<int>(GetParam())],
+                 mutants);
+}
+
+INSTANTIATE_TEST_SUITE_P(Mutation, MisplacedTest,
+                         ::testing::Values(Method::kAllGather, Method::kRing,
+                                           Method::kUlysses));
+
+INSTANTIATE_TEST_SUITE_P(Mutation, MutationTest, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace torchtitan::train::testing

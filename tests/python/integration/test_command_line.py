@@ -38,7 +38,23 @@ PACKAGE = Path(__file__).parents[3] / "python" / "torchtitan_cpp"
                 "--model.name=counting",
                 "--model.flavor=plain",
             ],
-            ["--parallelism.tensor-parallel-degree: ", "models written in Python"],
+            [
+                "flag --parallelism.tensor-parallel-degree: ",
+                "a model written in Python needs TrainSpec.parallelize_fn",
+            ],
+        ),
+        (
+            [
+                "--parallelism.tensor-parallel-degree=2",
+                "--experimental.custom-import=styled_jobs",
+                "--model.name=misspelled",
+                "--model.flavor=plain",
+            ],
+            [
+                "flag --parallelism.tensor-parallel-degree: ",
+                "'layers.*.atention.wq' is no module of Styled; did you mean "
+                "'layers.*.attention.wq'?",
+            ],
         ),
         (
             [

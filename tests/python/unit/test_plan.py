@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchtitan_cpp import _C, build, plan, train_spec
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.models.llama3 import TransformerModelArgs, llama3_args
+from torchtitan_cpp.tensor_parallel import RowwiseParallel, tensor_parallel_plan
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.world import World, build_world
 
@@ -369,6 +370,26 @@ def test_a_python_model_is_planned_but_for_its_activations(
     assert planned.flops == planned.tokens  # TinyArgs says one for each token
     with pytest.raises(ValueError, match="time of a Python model cannot be predicted"):
         plan.make_plan(config, rates=RATES)
+
+
+def test_a_python_model_that_is_divided_is_planned_by_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = replace(
+        get_train_spec("llama3"),
+        model_cls=Tiny,
+        model_args={"only": TinyArgs()},
+        parallelize_fn=tensor_parallel_plan({"tok_embeddings": RowwiseParallel()}),
+    )
+    monkeypatch.setattr(train_spec, "_registered", {"tiny": spec})
+    monkeypatch.setenv("NGPU", "2")
+    tensor = "--parallelism.tensor_parallel_degree=2"
+    config = config_of("--model.name=tiny", "--model.flavor=only", tensor, world_size=2)
+    planned = plan.make_plan(config)
+    kept = planned.num_params - 2048 * 8 // 2
+    assert planned.memory.before.parameters == kept * 4
+    assert planned.flops == planned.tokens // 2
+    assert "without those of tp inside the Python model" in plan.describe(planned)
 
 
 def test_main_refuses_what_training_refuses(

@@ -122,7 +122,7 @@ def test_an_early_stop_leaves_out_what_nothing_needs() -> None:
 def test_by_operation_every_second_product_is_kept(
     layer: nn.Module, modules: list[str], recomputed: int
 ) -> None:
-    shapes = recomputed_shapes("layers.0", layer, modules)
+    shapes = recomputed_shapes("layers.0", layer, modules, {})
     options = RecomputeOptions(make_contexts=contexts_by_operation(shapes))
     expected, _ = gradients(layer, None)
     found, products = gradients(layer, options)
@@ -152,7 +152,13 @@ def test_by_operation_attention_is_kept() -> None:
 
 def test_names_of_other_modules_are_refused(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match="found one in 'layers.0', which is none"):
-        recomputed_shapes("layers.0", layer, ["layers"])
+        recomputed_shapes("layers.0", layer, ["layers"], {})
+
+
+def test_names_mean_the_weights_that_a_rank_multiplies_with(layer: nn.Module) -> None:
+    pieces = {"layers.0.first.weight": (3, 4)}
+    found = recomputed_shapes("layers.0", layer, ["first", "second"], pieces)
+    assert found == {(4, 3), (6, 4)}
 
 
 def changing(second: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:

@@ -36,13 +36,26 @@ def test_names_are_at_the_top_of_the_package():
     assert torchtitan_cpp.TrainSpec is train_spec.TrainSpec
 
 
-@pytest.mark.parametrize("field", ["parallelize_fn", "pipelining_fn"])
-def test_a_function_that_applies_parallelism_is_refused(registry, field):
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("parallelize_fn", r"None or tensor_parallel_plan\(.*\)"),
+        ("pipelining_fn", "None"),
+    ],
+)
+def test_a_function_that_applies_parallelism_is_refused(registry, field, expected):
     def my_fully_shard(model):
         return model
 
     spec = replace(get_train_spec("llama3"), **{field: my_fully_shard})
-    message = rf"'mine': {field}: expected None, found .*my_fully_shard; .*fully_shard"
+    message = rf"'mine': {field}: expected {expected}, found .*my_fully_shard; .*fully_"
     with pytest.raises(ValueError, match=message):
         register_train_spec("mine", spec)
     assert train_spec.registered_names() == []
+
+
+def test_a_plan_of_tensor_parallelism_is_accepted(registry):
+    plan = torchtitan_cpp.tensor_parallel.tensor_parallel_plan({})
+    spec = replace(get_train_spec("llama3"), parallelize_fn=plan)
+    register_train_spec("mine", spec)
+    assert get_train_spec("mine").parallelize_fn is plan

@@ -53,6 +53,17 @@ TEST(Split, LeavesCopiesOfWhatNoRuleNames) {
   }
 }
 
+TEST(Split, TakesFullNamesToo) {
+  auto all = groups();
+  const std::map<std::string, int64_t> dims = {{"wide.weight", 1}, {"of nobody", 7}};
+  split(all, dims, collectives::fake_group("tp", 1, 2));
+  EXPECT_FALSE(all[0].parameters[0].piece.has_value()) << "x.wide.weight ends like it";
+  EXPECT_FALSE(all[0].parameters[0].is_first_copy);
+  EXPECT_EQ(all[1].parameters[1].shape, (std::vector<int64_t>{2, 1}));
+  EXPECT_EQ(all[1].parameters[1].offset(), (std::vector<int64_t>{0, 2}));
+  EXPECT_TRUE(all[1].parameters[1].is_first_copy);
+}
+
 TEST(Split, ChangesNothingForOneRank) {
   for (const auto& group : split_for(0, 1)) {
     for (const auto& spec : group.parameters) {
