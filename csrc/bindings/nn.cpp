@@ -6,6 +6,7 @@
 
 #include "nn/attention_kernel.h"
 #include "nn/detached_call.h"
+#include "nn/host_store.h"
 #include "nn/initialize.h"
 #include "nn/loss_segment.h"
 #include "nn/model.h"
@@ -50,6 +51,46 @@ nn::Model make_model(const std::vector<GroupParts>& groups,
   }
   model.own_forward = std::move(forward);
   return model;
+}
+
+// Python's hooks of saved tensors, while it lives.
+class Hooks {
+ public:
+  Hooks(const py::cpp_function& pack, const py::cpp_function& unpack) {
+    autograd().attr("_push_saved_tensors_default_hooks")(pack, unpack);
+  }
+  ~Hooks() { autograd().attr("_pop_saved_tensors_default_hooks")(); }
+  Hooks(const Hooks&) = delete;
+  Hooks& operator=(const Hooks&) = delete;
+
+ private:
+  static py::module_ autograd() { return py::module_::import("torch._C._autograd"); }
+};
+
+// The graph holds the places, and through them whatever is there when it needs it.
+nn::SavedPlaces record_saved_tensors(const std::function<void()>& forward) {
+  using Place = std::shared_ptr<at::Tensor>;
+  const auto places = std::make_shared<nn::SavedPlaces>();
+  const py::gil_scoped_acquire gil;
+  const Hooks hooks(
+      py::cpp_function([places](const at::Tensor& tensor) {
+        places->push_back(std::make_shared<at::Tensor>(tensor));
+        return py::capsule(new Place(places->back()),
+                           [](void* place) { delete static_cast<Place*>(place); });
+      }),
+      py::cpp_function([](const py::capsule& capsule) {
+        const auto& place = *capsule.get_pointer<Place>();
+        TORCH_CHECK(
+            place->defined(),
+            "a tensor that waits in host memory for the backward of its segment "
+            "is needed before that");
+        return *place;
+      }));
+  {
+    const py::gil_scoped_release released;
+    forward();
+  }
+  return std::move(*places);
 }
 
 }  // namespace
@@ -130,6 +171,20 @@ void bind_nn(py::module_ module) {
       .def("initialize", &nn::ParameterGroup::initialize, py::arg("seed"),
            py::call_guard<py::gil_scoped_release>(),
            "Fill `master` with the initial numbers of (seed, name, global element).");
+  py::class_<nn::HostStore, std::shared_ptr<nn::HostStore>>(
+      module, "HostStore", "Host memory for what blocks keep for their backward.")
+      .def_property_readonly(
+          "memory",
+          [](nn::HostStore& host) -> core::MemoryCounter& { return host.memory(); },
+          py::return_value_policy::reference_internal, "Its bytes.")
+      .def_property_readonly("moves", &nn::HostStore::moves,
+                             "False where host memory is the memory of the device.");
+  module.def("host_is_device", &nn::host_is_device,
+             "For a CPU, where everything stays where it is.");
+  module.def(
+      "copies_on_host", [] { return nn::copies_on_host(record_saved_tensors); },
+      "Copies to pinned memory, on a CPU to memory that is not counted as the "
+      "device's.");
   module.def(
       "make_model", &make_model, py::arg("groups"), py::arg("segments"),
       py::arg("forward"),

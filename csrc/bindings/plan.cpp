@@ -78,7 +78,7 @@ void bind_shapes(py::module_& module) {
                       int64_t backward_flops, int64_t input_bytes, int64_t output_bytes,
                       int64_t saved_bytes, int64_t forward_temporary_bytes,
                       int64_t backward_temporary_bytes, bool recompute,
-                      bool saves_outputs) {
+                      bool saves_outputs, bool offload, int64_t offload_bytes) {
             return SegmentShape{.name = std::move(name),
                                 .groups = std::move(groups),
                                 .forward_flops = forward_flops,
@@ -90,13 +90,16 @@ void bind_shapes(py::module_& module) {
                                 .forward_temporary_bytes = forward_temporary_bytes,
                                 .backward_temporary_bytes = backward_temporary_bytes,
                                 .recompute = recompute,
-                                .saves_outputs = saves_outputs};
+                                .saves_outputs = saves_outputs,
+                                .offload = offload,
+                                .offload_bytes = offload_bytes};
           }),
           py::kw_only(), py::arg("name"), py::arg("groups"), py::arg("forward_flops"),
           py::arg("recompute_flops"), py::arg("backward_flops"), py::arg("input_bytes"),
           py::arg("output_bytes"), py::arg("saved_bytes"),
           py::arg("forward_temporary_bytes"), py::arg("backward_temporary_bytes"),
-          py::arg("recompute"), py::arg("saves_outputs") = false)
+          py::arg("recompute"), py::arg("saves_outputs") = false,
+          py::arg("offload") = false, py::arg("offload_bytes") = 0)
       .def_readonly("name", &SegmentShape::name)
       .def_readonly("groups", &SegmentShape::groups, "Indices of the groups it uses.")
       .def_readonly("forward_flops", &SegmentShape::forward_flops)
@@ -109,7 +112,11 @@ void bind_shapes(py::module_& module) {
       .def_readonly("backward_temporary_bytes", &SegmentShape::backward_temporary_bytes)
       .def_readonly("recompute", &SegmentShape::recompute)
       .def_readonly("saves_outputs", &SegmentShape::saves_outputs,
-                    "Whether what backward needs includes the outputs.");
+                    "Whether what backward needs includes the outputs.")
+      .def_readonly("offload", &SegmentShape::offload,
+                    "Whether what backward needs may wait in host memory.")
+      .def_readonly("offload_bytes", &SegmentShape::offload_bytes,
+                    "What then moves, inputs included.");
 
   py::class_<StepShape>(module, "StepShape", "What a planner knows of a rank's model.")
       .def(py::init([](std::vector<SegmentShape> segments,
@@ -126,6 +133,8 @@ void bind_shapes(py::module_& module) {
       .def_readonly("groups", &StepShape::groups)
       .def_readonly("num_microbatches", &StepShape::num_microbatches)
       .def_readonly("constant_bytes", &StepShape::constant_bytes)
+      .def_readonly("host_is_device", &StepShape::host_is_device,
+                    "Whether what is offloaded stays where it is, as on a CPU.")
       .def("with_transport_buffers", &with_transport_buffers,
            "The shape where gathers and reductions of every sharded group receive all "
            "pieces in a buffer of their own, as over Gloo.")
@@ -163,15 +172,18 @@ void bind_programs(py::module_& module) {
   module.def(
       "build_step_program",
       [](const StepShape& shape, int64_t prefetch_depth, int64_t reduce_depth,
-         passes::OptimizerTiming optimizer) {
+         passes::OptimizerTiming optimizer, int64_t offload_depth) {
         return passes::build_step_program(shape, {.prefetch_depth = prefetch_depth,
                                                   .reduce_depth = reduce_depth,
+                                                  .offload_depth = offload_depth,
                                                   .optimizer = optimizer});
       },
       "The actions of one training step of a rank. Depths are the compute actions that "
-      "a gather starts ahead and that run during a reduction.",
+      "a gather starts ahead and that run during a reduction and during a copy to or "
+      "from host memory.",
       py::arg("shape"), py::kw_only(), py::arg("prefetch_depth"),
-      py::arg("reduce_depth"), py::arg("optimizer"), WithoutGil());
+      py::arg("reduce_depth"), py::arg("optimizer"), py::arg("offload_depth") = 1,
+      WithoutGil());
   module.def(
       "build_forward_program",
       py::overload_cast<const StepShape&, int64_t>(&passes::build_forward_program),
@@ -220,7 +232,9 @@ void bind_predictions(py::module_& module) {
       .def_readonly("peak", &MemoryEstimate::peak)
       .def_readonly("peak_action", &MemoryEstimate::peak_action,
                     "Index of the action of the peak; -1: before the first.")
-      .def_readonly("totals", &MemoryEstimate::totals, "Highest total in each action.");
+      .def_readonly("totals", &MemoryEstimate::totals, "Highest total in each action.")
+      .def_readonly("host_peak", &MemoryEstimate::host_peak,
+                    "Most bytes in host memory, in no total.");
   module.def("estimate_memory", &estimate_memory,
              "Predict the tensor bytes of a rank that runs the program.",
              py::arg("program"), py::arg("shape"), WithoutGil());

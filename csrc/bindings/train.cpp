@@ -40,7 +40,8 @@ void bind_train(py::module_ module) {
                  .loss_axis = loss_axis,
                  .tensor_axis = applied.tensor,
                  .pipeline_axis = applied.pipeline,
-                 .max_norm = max_norm});
+                 .max_norm = max_norm,
+                 .host = applied.host});
            }),
            py::arg("applied"), py::arg("optimizer"), py::kw_only(),
            py::arg("loss_axis"), py::arg("max_norm"))

@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "nn/host_store.h"
 #include "nn/split_backward.h"
 
 namespace torchtitan::nn {
@@ -26,10 +27,31 @@ struct Call final : torch::CustomClassHolder {
   // For recomputation only, with the versions of the inputs.
   Again again;
   std::vector<uint32_t> versions;
+  TensorList values;  // of the inputs, where their leaves have dropped them
+
+  // What the graph saved is recorded.
+  static void let_go(const c10::intrusive_ptr<Call>& call) {
+    if (call->again) {
+      std::vector<at::Tensor*> places;
+      for (const auto& input : call->inputs) {
+        call->values.push_back(input.requires_grad() ? input.detach() : at::Tensor());
+      }
+      for (auto& value : call->values) places.push_back(&value);
+      call->progress->keep(call->segment, std::move(places),
+                           std::make_shared<c10::intrusive_ptr<Call>>(call));
+    }
+    for (const auto& input : call->inputs) {
+      if (input.requires_grad()) drop_leaf_memory(input);
+    }
+  }
 
   void recompute() {
     if (!again) return;
-    for (size_t i = 0; i < inputs.size(); ++i) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (values[i].defined()) inputs[i].set_data(values[i]);
+    }
+    // Values that came back from host memory have versions of their own.
+    for (size_t i = 0; i < inputs.size() && values.empty(); ++i) {
       TORCH_CHECK_VALUE(inputs[i]._version() == versions[i], "segment ", segment,
                         " runs again for its backward, but tensor ", i,
                         " of its "
@@ -38,6 +60,7 @@ struct Call final : torch::CustomClassHolder {
     const c10::AutoGradMode on(true);
     again(inputs);
     again = nullptr;
+    values.clear();
   }
 
   // Gradients of the inputs, undefined where there is none.
@@ -133,7 +156,8 @@ TensorList detached_call(int64_t segment, const TensorList& inputs,
       call->inputs.push_back(input.detach().set_requires_grad(input.requires_grad()));
       call->versions.push_back(static_cast<uint32_t>(input._version()));
     }
-    call->outputs = function(call->inputs);
+    const bool is_recorded =
+        progress.record(segment, [&] { call->outputs = function(call->inputs); });
     for (const auto& output : call->outputs) {
       call->roots.push_back(output.requires_grad()
                                 ? torch::autograd::impl::gradient_edge(output)
@@ -141,6 +165,7 @@ TensorList detached_call(int64_t segment, const TensorList& inputs,
     }
     const auto anchor = at::empty({0}).set_requires_grad(true);
     results = CallNode::apply(at::TensorList(inputs), anchor, call);
+    if (is_recorded) Call::let_go(call);
   } else {
     results = function(inputs);
   }

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "core/memory_counter.h"
+#include "nn/host_store.h"
 #include "nn/whole_group.h"
 
 namespace torchtitan::nn {
@@ -37,8 +38,8 @@ class Chain {
   // `crossing` has a tensor like each value that crosses a boundary of stages.
   Chain(const Model& model, const Stages& stages, const GroupOptions& options,
         const Values& batch, const Values& crossing)
-      : model_(model), stages_(stages), crossing_(crossing), values_(batch),
-        saved_(model.segments.size()) {
+      : model_(model), stages_(stages), crossing_(crossing), batch_(batch),
+        values_(batch), saved_(model.segments.size()) {
     GroupOptions meta = options;
     meta.device = at::Device(at::kMeta);
     for (const auto& spec : model.groups) {
@@ -94,6 +95,9 @@ class Chain {
       const int64_t without = memory.live();
       segment.forward_for_recompute(inputs, leaves, &kept);
       shape.kept_bytes = memory.live() - without;
+      if (shape.offload) shape.offload_bytes = bytes_kept(segment, inputs, kept.get());
+    } else if (shape.offload) {
+      shape.offload_bytes = storage_bytes(saved_[index]->tensors());
     }
     measure_halves(segment, inputs, shape);
   }
@@ -130,6 +134,17 @@ class Chain {
  private:
   at::Tensor like_crossing(const std::string& name) const {
     return at::empty_like(crossing_.at(name));
+  }
+
+  // With the inputs that do not belong to the batch.
+  int64_t bytes_kept(const Segment& segment, TensorList& inputs,
+                     Segment::Saved* kept) const {
+    std::vector<at::Tensor*> places;
+    if (kept != nullptr) places = kept->tensors();
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!batch_.contains(segment.inputs()[i])) places.push_back(&inputs[i]);
+    }
+    return storage_bytes(places);
   }
 
   // On a forward and output gradients of its own, which the rest may keep.
@@ -169,6 +184,7 @@ class Chain {
   const Model& model_;
   const Stages& stages_;
   const Values& crossing_;
+  const Values& batch_;
   std::vector<std::unique_ptr<WholeGroup>> groups_;
   Values values_;
   Values gradients_;

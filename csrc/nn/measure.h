@@ -16,10 +16,11 @@ namespace torchtitan::nn {
 
 // `shape`, of a rank's part of a model, with the flops, exchanges and bytes of every
 // segment (inputs, outputs, saved, temporaries of forward and backward, the same of its
-// halves, and where it runs again, what it keeps), the bytes that stages receive, and
-// constant_bytes, which counts the constants of the model and the tensors of the batch
-// that are not inputs of the first segment. Nothing is allocated or computed. A value
-// that crosses several boundaries of stages has the same shape at all of them.
+// halves, where it runs again, what it keeps, and where it is offloaded, what moves),
+// the bytes that stages receive, and constant_bytes, which counts the constants of the
+// model and the tensors of the batch that are not inputs of the first segment. Nothing
+// is allocated or computed. A value that crosses several boundaries of stages has the
+// same shape at all of them.
 //   whole    built on meta; a tensor axis of it is fake
 //   part     the same, with the segments and groups of `shape`
 //   stages   of the part; with none the part is the whole

@@ -14,7 +14,9 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "nn/segment.h"
 
@@ -35,6 +37,17 @@ class Progress {
   // left to do to at_backward_weight().
   virtual bool reach_backward(int64_t segment,
                               const std::function<void()>& recompute) = 0;
+
+  // Runs `forward`, the code of a segment in grad mode. True if what autograd saves in
+  // it may be taken away until the segment's backward: then the caller drops what else
+  // holds that memory.
+  virtual bool record(int64_t /*segment*/, const std::function<void()>& forward) {
+    forward();
+    return false;
+  }
+  // After that: further tensors that may be taken away. `owner` keeps the places alive.
+  virtual void keep(int64_t /*segment*/, std::vector<at::Tensor*> /*places*/,
+                    std::shared_ptr<void> /*owner*/) {}
 
   // `weight` is called at BackwardWeight of the segment, for the microbatch whose
   // backward runs now.

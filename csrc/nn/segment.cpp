@@ -1,17 +1,25 @@
 #include "nn/segment.h"
 
 #include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "nn/host_store.h"
 #include "nn/split_backward.h"
 
 namespace torchtitan::nn {
 namespace {
 
 struct Graph final : Segment::Saved {
-  TensorList inputs;   // leaves
-  TensorList outputs;  // with their graph
+  TensorList inputs;                 // leaves
+  torch::autograd::edge_list roots;  // of the outputs, invalid where there is no graph
+
+  void let_go() override {
+    for (const auto& input : inputs) {
+      if (input.requires_grad()) drop_leaf_memory(input);
+    }
+  }
 };
 
 struct Rest final : Segment::Saved {
@@ -19,16 +27,16 @@ struct Rest final : Segment::Saved {
 };
 
 struct Roots {
-  TensorList outputs;
+  torch::autograd::edge_list edges;
   TensorList gradients;
 };
 
 // The outputs that have a graph and a gradient.
 Roots roots_of(const Graph& graph, const TensorList& output_gradients) {
   Roots roots;
-  for (size_t i = 0; i < graph.outputs.size(); ++i) {
-    if (!output_gradients[i].defined() || !graph.outputs[i].requires_grad()) continue;
-    roots.outputs.push_back(graph.outputs[i]);
+  for (size_t i = 0; i < graph.roots.size(); ++i) {
+    if (!output_gradients[i].defined() || !graph.roots[i].is_valid()) continue;
+    roots.edges.push_back(graph.roots[i]);
     roots.gradients.push_back(output_gradients[i]);
   }
   return roots;
@@ -61,10 +69,13 @@ TensorList AutogradSegment::forward(const TensorList& inputs,
     graph->inputs.push_back(
         input.detach().set_requires_grad(input.is_floating_point()));
   }
-  graph->outputs = compute(graph->inputs, parameters);
   TensorList detached;
-  detached.reserve(graph->outputs.size());
-  for (const auto& output : graph->outputs) detached.push_back(output.detach());
+  for (const auto& output : compute(graph->inputs, parameters)) {
+    graph->roots.push_back(output.requires_grad()
+                               ? torch::autograd::impl::gradient_edge(output)
+                               : torch::autograd::Edge());
+    detached.push_back(output.detach());
+  }
   *saved = std::move(graph);
   return detached;
 }
@@ -74,8 +85,10 @@ TensorList AutogradSegment::backward(std::unique_ptr<Saved> saved,
                                      const TensorList& /*parameters*/) {
   const auto* graph = static_cast<const Graph*>(saved.get());
   const auto roots = roots_of(*graph, output_gradients);
-  if (!roots.outputs.empty()) {
-    torch::autograd::backward(roots.outputs, roots.gradients);
+  if (!roots.edges.empty()) {
+    torch::autograd::Engine::get_default_engine().execute(
+        roots.edges, roots.gradients, /*keep_graph=*/false, /*create_graph=*/false,
+        /*accumulate_grad=*/true);
   }
   TensorList input_gradients;
   for (const auto& input : graph->inputs) input_gradients.push_back(input.grad());
@@ -93,11 +106,8 @@ TensorList AutogradSegment::backward_input(std::unique_ptr<Saved> saved,
     if (input.requires_grad()) differentiable.push_back(input);
   }
   auto left = std::make_unique<Rest>();
-  torch::autograd::edge_list edges;
-  for (const auto& output : roots.outputs) {
-    edges.push_back(torch::autograd::impl::gradient_edge(output));
-  }
-  auto gradients = split_backward(edges, roots.gradients, differentiable, &left->graph);
+  auto gradients =
+      split_backward(roots.edges, roots.gradients, differentiable, &left->graph);
   TensorList input_gradients;
   auto next = gradients.begin();
   for (const auto& input : graph.inputs) {

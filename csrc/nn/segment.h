@@ -68,6 +68,13 @@ class Segment {
   class Saved {
    public:
     virtual ~Saved() = default;
+    // Of its tensors, those that the forward made or was given by the segment before:
+    // no parameter, no table, nothing of the batch. Some may be undefined. Between
+    // forward and backward they may be taken away and equal ones put in their places.
+    virtual std::vector<at::Tensor*> tensors() { return {}; }
+    // What autograd saved is recorded elsewhere (nn/host_store.h) and may be taken
+    // away: drops what else holds that memory.
+    virtual void let_go() {}
   };
 
   Segment(std::string name, std::vector<std::string> inputs,

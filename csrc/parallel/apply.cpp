@@ -44,7 +44,8 @@ plan::GroupShape group_shape(const nn::ParameterGroup& group, plan::Reshard resh
           .trainable = true};
 }
 
-plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
+plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute,
+                                 bool offload) {
   std::set<int64_t> groups;
   for (const auto& reference : segment.parameters()) groups.insert(reference.group);
   return {.name = segment.name(),
@@ -58,6 +59,7 @@ plan::SegmentShape segment_shape(const nn::Segment& segment, bool recompute) {
           .forward_temporary_bytes = 0,
           .backward_temporary_bytes = 0,
           .recompute = recompute,
+          .offload = offload,
           .weight_half_reads_parameters = segment.weight_half_reads_parameters()};
 }
 
@@ -70,11 +72,21 @@ plan::Reshard reshard(const nn::ParameterGroupSpec& spec, const ApplyOptions& op
   return spec.stays_gathered ? Reshard::kNever : asked;
 }
 
+// By segment: the blocks, where there is host memory for them.
+std::vector<bool> offloaded(const nn::Model& model, const nn::HostStore* host) {
+  std::vector<std::string> names;
+  for (const auto& segment : model.segments) names.push_back(segment->name());
+  if (host == nullptr) return std::vector<bool>(names.size(), false);
+  return activation_checkpoint::select(
+      names, {.mode = activation_checkpoint::Policy::Mode::kFull});
+}
+
 void add_programs(Applied& applied, const ApplyOptions& options) {
   namespace passes = plan::passes;
   const passes::StepOptions step{
       .prefetch_depth = options.overlap_depth,
       .reduce_depth = options.overlap_depth,
+      .offload_depth = options.overlap_depth,
       .optimizer = options.early_optimizer_step
                        ? passes::OptimizerTiming::kAtLastGradient
                        : passes::OptimizerTiming::kAtEnd};
@@ -135,6 +147,8 @@ Applied apply(pipeline::Part part, const ApplyOptions& options) {
   applied.tensor = options.tensor;
   applied.checkpointing = activation_checkpoint::choose(model, options.recompute);
   applied.recompute = applied.checkpointing.recompute;
+  applied.host = options.host;
+  applied.shape.host_is_device = options.host && !options.host->moves();
   applied.shape.num_microbatches = options.num_microbatches;
   applied.shape.tensor_ranks = options.tensor.size();
   for (size_t g = 0; g < model.groups.size(); ++g) {
@@ -147,9 +161,10 @@ Applied apply(pipeline::Part part, const ApplyOptions& options) {
     }
     applied.shape.groups.push_back(std::move(shape));
   }
+  const auto offload = offloaded(model, options.host.get());
   for (size_t s = 0; s < model.segments.size(); ++s) {
     applied.shape.segments.push_back(
-        segment_shape(*model.segments[s], applied.recompute[s]));
+        segment_shape(*model.segments[s], applied.recompute[s], offload[s]));
   }
   add_programs(applied, options);
   return applied;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "collectives/group.h"
+#include "nn/host_store.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
 #include "parallel/activation_checkpoint/select.h"
@@ -31,6 +32,9 @@ struct ApplyOptions {
   plan::Reshard reshard_after_forward;
   int64_t overlap_depth;  // forwards or backwards that run during a gather or reduce
   activation_checkpoint::Policy recompute;
+  // Takes what blocks keep for their backward, where that is not soon; null: they keep
+  // it on the device.
+  std::shared_ptr<nn::HostStore> host = nullptr;
   int64_t num_microbatches;
   bool early_optimizer_step;  // a group steps at its last reduction
   std::optional<PipelineOptions> pipeline = std::nullopt;  // of a part with stages
@@ -45,6 +49,7 @@ struct Applied {
   collectives::Group tensor;
   activation_checkpoint::Choice checkpointing;
   std::vector<bool> recompute;  // by segment: forward runs again before backward
+  std::shared_ptr<nn::HostStore> host;
   plan::StepShape shape;
   plan::Program training_program;    // one step
   plan::Program evaluation_program;  // forward only

@@ -23,12 +23,17 @@ bool is_transfer(const Action& action) {
          action.kind == ActionKind::kReceiveGradient;
 }
 
+bool is_host_copy(const Action& action) {
+  return action.kind == ActionKind::kOffload || action.kind == ActionKind::kReload;
+}
+
 bool is_start(const Action& action) {
   return action.kind == ActionKind::kCountTokens ||
          action.kind == ActionKind::kUnshard ||
          action.kind == ActionKind::kReduceGradient ||
          action.kind == ActionKind::kAllReduceGradient ||
-         action.kind == ActionKind::kSumCopies || is_transfer(action);
+         action.kind == ActionKind::kSumCopies || is_host_copy(action) ||
+         is_transfer(action);
 }
 
 Action wait_for(const Action& start) {
@@ -51,6 +56,8 @@ std::string to_string(ActionKind kind) {
     case ActionKind::kReduceGradient: return "ReduceGradient";
     case ActionKind::kAllReduceGradient: return "AllReduceGradient";
     case ActionKind::kSumCopies: return "SumCopies";
+    case ActionKind::kOffload: return "Offload";
+    case ActionKind::kReload: return "Reload";
     case ActionKind::kSendActivation: return "SendActivation";
     case ActionKind::kReceiveActivation: return "ReceiveActivation";
     case ActionKind::kSendGradient: return "SendGradient";

@@ -23,6 +23,10 @@ enum class ActionKind {
   kReduceGradient,     // start: sum a sharded group's gradient over the shards' ranks
   kAllReduceGradient,  // start: sum a group's gradient over its replicas
   kSumCopies,          // start: sum a group's gradient over the stages that share it
+  // Starts: copy what a segment keeps for its backward to host memory (the device's
+  // is free from the Wait on), and bring it back.
+  kOffload,
+  kReload,
   kSendActivation,     // start: outputs of a stage, to the rank of the next stage
   kReceiveActivation,  // start: inputs of a stage, from the rank of the stage before
   kSendGradient,       // start: gradients of a stage's inputs, to the stage before
@@ -53,6 +57,9 @@ bool is_backward(const Action& action);
 
 // A message between stages: one of the four starts above.
 bool is_transfer(const Action& action);
+
+// A copy between the device and host memory: Offload or Reload.
+bool is_host_copy(const Action& action);
 
 // An action that must be followed by a Wait of its kind with the same indices.
 bool is_start(const Action& action);

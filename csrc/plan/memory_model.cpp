@@ -67,6 +67,11 @@ class Replay {
       case ActionKind::kBackward:
       case ActionKind::kBackwardInput: return backward(action);
       case ActionKind::kBackwardWeight: return backward_weight(action);
+      case ActionKind::kOffload:
+        host_ += offloaded_bytes(action);
+        estimate_.host_peak = std::max(estimate_.host_peak, host_);
+        return;
+      case ActionKind::kReload: use_.activations += freed_bytes(action); return;
       case ActionKind::kReceiveActivation:
         use_.activations += stage_of(action, shape_).received_bytes;
         return;
@@ -117,12 +122,29 @@ class Replay {
     } else if (action.waits_for == ActionKind::kReduceGradient) {
       note();
       use_.whole_gradients -= reduce_bytes(shape_.groups.at(action.group));
+    } else if (action.waits_for == ActionKind::kOffload) {
+      use_.activations -= freed_bytes(action);
+    } else if (action.waits_for == ActionKind::kReload) {
+      host_ -= offloaded_bytes(action);
     } else if (action.waits_for == ActionKind::kSendActivation) {
       const StageShape& stage = stage_of(action, shape_);
       if (!saves_outputs(stage.end() - 1)) use_.activations -= outputs_of(stage);
     } else if (action.waits_for == ActionKind::kSendGradient) {
       use_.activations -= stage_of(action, shape_).received_bytes;
     }
+  }
+
+  int64_t offloaded_bytes(const Action& action) const {
+    return shape_.host_is_device ? 0 : shape_.segments.at(action.segment).offload_bytes;
+  }
+
+  // On the device, while they are away.
+  int64_t freed_bytes(const Action& action) const {
+    const StageShape* stage = stage_at(action.segment, 0);
+    const bool held_before =
+        action.segment > 0 && stage == nullptr && saves_outputs(action.segment - 1);
+    return std::max<int64_t>(
+        0, offloaded_bytes(action) - (held_before ? input_bytes(action.segment) : 0));
   }
 
   int64_t outputs_of(const StageShape& stage) const {
@@ -246,6 +268,7 @@ class Replay {
   std::vector<bool> whole_gradient_;  // the group's exists
   MemoryUse use_;
   MemoryEstimate estimate_;
+  int64_t host_ = 0;
   int64_t highest_ = 0;
   int64_t index_ = -1;
 };

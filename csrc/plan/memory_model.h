@@ -31,6 +31,7 @@ struct MemoryEstimate {
   MemoryUse peak;               // at the moment of the largest total
   int64_t peak_action;          // index of the action in which that is; -1: before
   std::vector<int64_t> totals;  // highest total during each action
+  int64_t host_peak = 0;        // most bytes in host memory, in no total
 };
 
 // Replays a verified program on the buffers of the step:
@@ -47,6 +48,10 @@ struct MemoryEstimate {
 // * Backward makes the gradient of the inputs, drops that of the outputs and the saved
 //   tensors when it has ended. BackwardInput leaves the rest, which BackwardWeight
 //   drops.
+// * The Wait of an Offload frees what was copied, but for inputs that the segment
+// before
+//   saves as well; Reload holds all of it again. Host memory holds it from the Offload
+//   to the Wait of the Reload. Where host memory is the device's, nothing changes.
 // * A receive holds its values from its start, a send until its Wait.
 MemoryEstimate estimate_memory(const Program& program, const StepShape& shape);
 

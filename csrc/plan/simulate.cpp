@@ -1,6 +1,7 @@
 #include "plan/simulate.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "base/errors.h"
@@ -10,6 +11,8 @@ namespace torchtitan::plan {
 namespace {
 
 using base::check_value;
+
+constexpr const char* kHost = "host";
 
 void check_rate(const char* name, double rate) {
   check_value(rate > 0.0, "simulate: ", name, " must be positive, got ", rate);
@@ -37,6 +40,13 @@ class Clock {
   }
 
  private:
+  // Of a start: kind, group, segment, microbatch.
+  using Key = std::tuple<ActionKind, int64_t, int64_t, int64_t>;
+
+  static Key key(ActionKind kind, const Action& action) {
+    return {kind, action.group, action.segment, action.microbatch};
+  }
+
   Span execute(const Action& action) {
     switch (action.kind) {
       case ActionKind::kForward:
@@ -49,8 +59,10 @@ class Clock {
       case ActionKind::kAllReduceGradient:
         return start(action, transfer_seconds(action));
       case ActionKind::kCountTokens: return start(action, loss_latency());
+      case ActionKind::kOffload:
+      case ActionKind::kReload: return start(action, host_seconds(action));
       case ActionKind::kWait:
-        return wait_until(ends_.at({action.waits_for, action.group}));
+        return wait_until(ends_.at(key(action.waits_for, action)));
       case ActionKind::kClipGradient: return wait_until(now_ + 2.0 * loss_latency());
       case ActionKind::kOptimizerStep:
         return compute(optimizer_bytes(action.group) / cost_.memory_bytes_per_second);
@@ -113,6 +125,14 @@ class Clock {
     return link == cost_.links.end() ? 0.0 : link->second.latency_seconds;
   }
 
+  double host_seconds(const Action& action) const {
+    if (shape_.host_is_device) return 0.0;
+    const Link& link = link_of(action, kHost);
+    return link.latency_seconds +
+           static_cast<double>(shape_.segments.at(action.segment).offload_bytes) /
+               link.bytes_per_second;
+  }
+
   double transfer_seconds(const Action& action) const {
     const auto [channel, bytes] = collective_of(action, shape_);
     const GroupShape& group = shape_.groups[action.group];
@@ -139,6 +159,7 @@ class Clock {
 
   std::string axis_of(const Action& start) const {
     if (start.kind == ActionKind::kCountTokens) return "loss";
+    if (is_host_copy(start)) return kHost;
     return collective_of(start, shape_).first.first;
   }
 
@@ -146,7 +167,7 @@ class Clock {
     double& free_at = axis_free_at_[axis_of(action)];
     const Span span{std::max(now_, free_at), std::max(now_, free_at) + seconds};
     free_at = span.end;
-    ends_[{action.kind, action.group}] = span.end;
+    ends_[key(action.kind, action)] = span.end;
     return span;
   }
 
@@ -168,7 +189,7 @@ class Clock {
   const CostModel& cost_;
   double now_ = 0.0;
   std::map<std::string, double> axis_free_at_;
-  std::map<std::pair<ActionKind, int64_t>, double> ends_;
+  std::map<Key, double> ends_;
   Simulation result_{};
 };
 

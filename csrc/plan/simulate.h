@@ -21,7 +21,7 @@ struct Link {
 struct CostModel {
   double flops_per_second;            // of compute actions
   double memory_bytes_per_second;     // of the optimizer
-  std::map<std::string, Link> links;  // by mesh axis
+  std::map<std::string, Link> links;  // by mesh axis; "host": between device and host
 };
 
 struct Span {
@@ -41,6 +41,8 @@ struct Simulation {
 // its axis' queue and takes no compute time; a Wait lasts until the transfer has ended.
 // What a segment exchanges in itself adds to its compute time and counts as such; its
 // sends pass while it computes and add only what they take longer.
+// Offload and Reload pass over "host" one after another; where host memory is the
+// device's they take no time.
 // CountTokens and ClipGradient send one number over "loss" and cost its latency (twice
 // for ClipGradient: the loss, the norm). Reading and writing parameters, gradients and
 // states is the optimizer's cost.

@@ -37,6 +37,8 @@ void check(const SegmentShape& segment, int64_t num_groups) {
                 segment.input_half_temporary_bytes,
                 segment.weight_half_temporary_bytes}) >= 0,
       "step shape: segment '", segment.name, "' has a negative size");
+  check_value(segment.offload_bytes >= 0, "step shape: offload_bytes of segment '",
+              segment.name, "' is negative");
   check_value(segment.kept_bytes <= segment.saved_bytes &&
                   segment.weight_flops <= segment.backward_flops,
               "step shape: segment '", segment.name,

@@ -69,6 +69,10 @@ struct SegmentShape {
   // Whether what is saved includes the outputs, which else die with their last reader.
   bool saves_outputs = false;
   int64_t kept_bytes = 0;  // of saved_bytes, what is kept for running forward again
+  // What is kept for its backward may wait for it in host memory: bytes of the tensors
+  // that then move, inputs included.
+  bool offload = false;
+  int64_t offload_bytes = 0;
   // A backward in two halves: flops of the second one, what the first leaves for it
   // (gradients of the outputs included) and what each needs beyond that.
   int64_t weight_flops = 0;  // of backward_flops
@@ -103,6 +107,9 @@ struct StepShape {
   // Tensors that live through the whole step beside parameters and the inputs of the
   // first segment: tables of the model, labels.
   int64_t constant_bytes = 0;
+  // Host memory is the memory of the device (a CPU): what is offloaded stays where it
+  // is.
+  bool host_is_device = false;
   int64_t tensor_ranks = 1;  // of the axis "tp", over which the squared norm is summed
   // This rank's, in forward order: all segments, each once. Empty where the rank has
   // the whole model.

@@ -7,6 +7,8 @@
 #include <tuple>
 
 #include "base/errors.h"
+#include "plan/action_fields.h"
+#include "plan/host_ledger.h"
 #include "plan/stage_ledger.h"
 
 namespace torchtitan::plan {
@@ -37,7 +39,7 @@ class Replay {
   Replay(const StepShape& shape, ProgramKind kind)
       : shape_(shape), training_(kind == ProgramKind::kTraining),
         work_(shape.segments.size(), std::vector<Work>(shape.num_microbatches)),
-        groups_(shape.groups.size()), stages_(shape),
+        groups_(shape.groups.size()), stages_(shape), host_(shape),
         num_users_(shape.groups.size(), 0) {
     for (const SegmentShape& segment : shape.segments) {
       for (const int64_t group : segment.groups) ++num_users_[group];
@@ -54,51 +56,28 @@ class Replay {
   }
 
  private:
-  // Kind, group, stage, microbatch.
-  using Flight = std::tuple<ActionKind, int64_t, int64_t, int64_t>;
+  // Kind, group, stage, segment, microbatch.
+  using Flight = std::tuple<ActionKind, int64_t, int64_t, int64_t, int64_t>;
+
+  static Flight flight(ActionKind kind, const Action& action) {
+    return {kind, action.group, action.stage, action.segment, action.microbatch};
+  }
 
   template <class... Parts>
   void require(bool holds, const Parts&... parts) const {
     if (!holds) throw std::invalid_argument(message(where_, ": ", parts...));
   }
 
+  void require_none(const std::string& problem) const {
+    require(problem.empty(), problem);
+  }
+
   std::string name(int64_t group) const {
     return "group '" + shape_.groups[group].name + "'";
   }
 
-  void check_fields(const Action& action) const {
-    const bool waits = action.kind == ActionKind::kWait;
-    const ActionKind kind = waits ? action.waits_for : action.kind;
-    require(waits == (action.waits_for != ActionKind::kWait),
-            "waits_for belongs to a Wait and names the kind of its start");
-    require(!waits || is_start({.kind = kind}), "this kind of action has no Wait");
-    const bool has_segment = is_compute({.kind = kind});
-    const bool has_stage = is_transfer({.kind = kind});
-    const bool has_group =
-        kind == ActionKind::kUnshard || kind == ActionKind::kReshard ||
-        kind == ActionKind::kReduceGradient || kind == ActionKind::kAllReduceGradient ||
-        kind == ActionKind::kSumCopies ||
-        (kind == ActionKind::kOptimizerStep && action.group != -1);
-    check_index("segment", action.segment, has_segment, shape_.segments.size());
-    check_index("microbatch", action.microbatch, has_segment || has_stage,
-                shape_.num_microbatches);
-    require(has_stage ? stages_.has(action.stage) : action.stage == -1,
-            has_stage ? "this rank does not have the stage" : "expected no stage");
-    check_index("group", action.group, has_group, shape_.groups.size());
-    require(training_ || kind == ActionKind::kForward || kind == ActionKind::kUnshard ||
-                kind == ActionKind::kReshard || kind == ActionKind::kSendActivation ||
-                kind == ActionKind::kReceiveActivation,
-            "has no place in a program without backward");
-  }
-
-  void check_index(const char* what, int64_t index, bool expected, size_t count) const {
-    require(expected ? index >= 0 && index < static_cast<int64_t>(count) : index == -1,
-            "expected ", expected ? message("a ", what, " below ", count) : "no ",
-            expected ? "" : what, ", found ", index);
-  }
-
   void execute(const Action& action) {
-    check_fields(action);
+    require_none(wrong_field(action, shape_, stages_, training_));
     switch (action.kind) {
       case ActionKind::kCountTokens:
         require(!tokens_counted_, "the tokens are counted already");
@@ -127,6 +106,8 @@ class Replay {
       case ActionKind::kReduceGradient: return start_reduce(action);
       case ActionKind::kAllReduceGradient: return start_all_reduce(action);
       case ActionKind::kSumCopies: return start_copy_sum(action);
+      case ActionKind::kOffload: return start_offload(action);
+      case ActionKind::kReload: return start_reload(action);
       case ActionKind::kWait: return wait(action);
       case ActionKind::kClipGradient:
         require(!clipped_, "the gradients are clipped already");
@@ -138,24 +119,25 @@ class Replay {
   }
 
   void start(const Action& action) {
-    require(
-        in_flight_.insert({action.kind, action.group, action.stage, action.microbatch})
-            .second,
-        "the same is under way already");
+    require(in_flight_.insert(flight(action.kind, action)).second,
+            "the same is under way already");
   }
 
   bool is_under_way(ActionKind kind, int64_t group) const {
-    return in_flight_.contains({kind, group, -1, -1});
+    return in_flight_.contains({kind, group, -1, -1, -1});
   }
 
   void wait(const Action& action) {
-    require(in_flight_.erase(
-                {action.waits_for, action.group, action.stage, action.microbatch}) == 1,
+    require(in_flight_.erase(flight(action.waits_for, action)) == 1,
             "nothing was started that this waits for");
     if (action.waits_for == ActionKind::kReceiveActivation) {
       stages_.messages(action.stage, action.microbatch).inputs = true;
     } else if (action.waits_for == ActionKind::kReceiveGradient) {
       stages_.messages(action.stage, action.microbatch).gradients = true;
+    } else if (action.waits_for == ActionKind::kOffload) {
+      host_.end_offload(action.segment, action.microbatch);
+    } else if (action.waits_for == ActionKind::kReload) {
+      host_.end_reload(action.segment, action.microbatch);
     } else if (is_transfer({.kind = action.waits_for})) {
       return;
     } else if (action.waits_for == ActionKind::kCountTokens) {
@@ -200,9 +182,25 @@ class Replay {
     work.saved = training_ && !shape_.segments[action.segment].recompute;
   }
 
+  void start_offload(const Action& action) {
+    const Work& work = work_of(action);
+    require(work.forward, "comes before its Forward");
+    require_none(host_.start_offload(action.segment, action.microbatch));
+    require(
+        !work.input_gradient && work.saved != shape_.segments[action.segment].recompute,
+        "what Forward keeps was used");
+    start(action);
+  }
+
+  void start_reload(const Action& action) {
+    require_none(host_.start_reload(action.segment, action.microbatch));
+    start(action);
+  }
+
   void recompute(const Action& action) {
     check_parameters(action);
     Work& work = work_of(action);
+    require_none(host_.use(action.segment, action.microbatch));
     require(shape_.segments[action.segment].recompute, "segment '",
             shape_.segments[action.segment].name, "' is not to be recomputed");
     require(work.forward, "comes before its Forward");
@@ -215,6 +213,7 @@ class Replay {
     check_parameters(action);
     Work& work = work_of(action);
     require(!work.input_gradient, "has run already");
+    require_none(host_.use(action.segment, action.microbatch));
     require(work.saved, "what Forward saves for it is missing");
     const auto& stage = stages_.with_segment(action.segment);
     const size_t next = action.segment + 1;
@@ -347,11 +346,13 @@ class Replay {
   }
 
   void check_end() const {
-    for (const auto& [kind, group, stage, microbatch] : in_flight_) {
-      require(
-          false, "nobody waits for ",
-          to_string(Action{
-              .kind = kind, .stage = stage, .group = group, .microbatch = microbatch}));
+    for (const auto& [kind, group, stage, segment, microbatch] : in_flight_) {
+      require(false, "nobody waits for ",
+              to_string(Action{.kind = kind,
+                               .stage = stage,
+                               .segment = segment,
+                               .group = group,
+                               .microbatch = microbatch}));
     }
     const std::string missing = stages_.missing(training_);
     require(missing.empty(), missing, " is missing");
@@ -377,6 +378,7 @@ class Replay {
   std::vector<std::vector<Work>> work_;  // [segment][microbatch]
   std::vector<GroupState> groups_;
   StageLedger stages_;
+  HostLedger host_;
   std::vector<int64_t> num_users_;  // segments that use a group
   std::set<Flight> in_flight_;
   bool tokens_counted_ = false;

@@ -38,9 +38,11 @@ void put(nn::StageTransport::Values values, Batch& into) {
 
 Executor::Executor(nn::Model model,
                    std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
-                   std::vector<bool> recompute, nn::Stages stages)
+                   std::vector<bool> recompute, nn::Stages stages,
+                   std::shared_ptr<nn::HostStore> host)
     : model_(std::move(model)), groups_(std::move(groups)),
-      recompute_(std::move(recompute)), stages_(std::move(stages)) {
+      recompute_(std::move(recompute)), stages_(std::move(stages)),
+      host_(std::move(host)) {
   TORCH_CHECK_VALUE(recompute_.size() == model_.segments.size(),
                     "expected one recompute "
                     "flag for each of ",
@@ -67,14 +69,20 @@ Executor::Executor(nn::Model model,
 void Executor::run(const plan::Program& program, std::vector<Batch> batches,
                    const OtherActions& other) {
   live_.clear();
+  batch_names_.clear();
   for (auto& batch : batches) {
     Live live;
+    for (const auto& [name, tensor] : batch) batch_names_.insert(name);
     live.values = std::move(batch);
     live.saved.resize(model_.segments.size());
     live.kept.resize(model_.segments.size());
     live.own_weights.resize(model_.segments.size());
     live.rest.resize(model_.segments.size());
     live.inputs.resize(model_.segments.size());
+    live.recorded.resize(model_.segments.size());
+    live.places.resize(model_.segments.size());
+    live.owners.resize(model_.segments.size());
+    live.away.resize(model_.segments.size());
     live_.push_back(std::move(live));
   }
   loss_sum_ = at::Tensor();
@@ -83,6 +91,12 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
                   [](const plan::Action& action) { return plan::is_backward(action); });
   if (stages_.transport) {
     stages_.transport->begin(signature(live_.at(0).values, keep_for_backward_));
+  }
+  offloaded_.clear();
+  for (const auto& action : program) {
+    if (action.kind != ActionKind::kOffload) continue;
+    TORCH_CHECK(host_, plan::to_string(action), ": there is no host memory for it");
+    offloaded_.insert({action.segment, action.microbatch});
   }
   program_ = &program;
   other_ = &other;
@@ -111,6 +125,8 @@ void Executor::execute(const plan::Action& action) {
     case ActionKind::kReduceGradient: return group()->start_reduce();
     case ActionKind::kAllReduceGradient: return group()->start_replica_reduce();
     case ActionKind::kSumCopies: return group()->start_copy_sum();
+    case ActionKind::kOffload: return start_offload(action);
+    case ActionKind::kReload: return away_of(action)->start_reload();
     case ActionKind::kWait: return wait(action);
     default: return (*other_)(action);
   }
@@ -123,6 +139,8 @@ void Executor::wait(const plan::Action& action) {
     case ActionKind::kReduceGradient: return group()->wait_reduce();
     case ActionKind::kAllReduceGradient: return group()->wait_replica_reduce();
     case ActionKind::kSumCopies: return group()->wait_copy_sum();
+    case ActionKind::kOffload: return away_of(action)->wait_offload();
+    case ActionKind::kReload: return end_reload(action);
     case ActionKind::kSendActivation:
     case ActionKind::kSendGradient: stages_.transport->wait(action); return;
     case ActionKind::kReceiveActivation:
@@ -184,11 +202,19 @@ void Executor::forward(const plan::Action& action) {
                       "tensor of the batch provides");
     inputs.push_back(found->second);
   }
-  auto outputs =
-      keep_for_backward_ && recompute_[s]
-          ? segment.forward_for_recompute(inputs, parameters_[s], &live.kept[s])
-          : segment.forward(inputs, parameters_[s],
-                            keep_for_backward_ ? &live.saved[s] : nullptr);
+  nn::TensorList outputs;
+  const auto run = [&] {
+    outputs = keep_for_backward_ && recompute_[s]
+                  ? segment.forward_for_recompute(inputs, parameters_[s], &live.kept[s])
+                  : segment.forward(inputs, parameters_[s],
+                                    keep_for_backward_ ? &live.saved[s] : nullptr);
+  };
+  if (is_offloaded(action.segment, action.microbatch)) {
+    live.recorded[s] = host_->record(run);
+    if (host_->records() && live.saved[s]) live.saved[s]->let_go();
+  } else {
+    run();
+  }
   if (keep_for_backward_ && recompute_[s]) live.inputs[s] = std::move(inputs);
   for (size_t i = 0; i < outputs.size(); ++i) {
     const auto& name = segment.outputs()[i];

@@ -6,9 +6,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "nn/host_store.h"
 #include "nn/model.h"
 #include "nn/parameter_group.h"
 #include "nn/stage_transport.h"
@@ -25,8 +28,10 @@ class Executor final : private nn::Progress {
 
   // Segment s runs again before its backward where recompute[s], keeping its inputs and
   // what Segment::keep() was asked for. Without stages the model is the whole one.
+  // `host` takes what programs offload; null where none does.
   Executor(nn::Model model, std::vector<std::shared_ptr<nn::ParameterGroup>> groups,
-           std::vector<bool> recompute, nn::Stages stages);
+           std::vector<bool> recompute, nn::Stages stages,
+           std::shared_ptr<nn::HostStore> host = nullptr);
 
   // Runs the actions in order. Values named "loss" are summed into loss_sum(); their
   // gradient is loss_gradient, which must be set before the first Backward.
@@ -48,6 +53,12 @@ class Executor final : private nn::Progress {
     std::vector<std::unique_ptr<nn::Segment::Saved>> kept;  // for Recompute
     std::vector<std::unique_ptr<nn::Segment::Saved>> rest;  // for BackwardWeight
     std::vector<nn::TensorList> inputs;
+    // What may leave the device beside what is above, by segment, and what keeps the
+    // places alive; from Offload to the Reload's Wait, on its way.
+    std::vector<nn::SavedPlaces> recorded;
+    std::vector<std::vector<at::Tensor*>> places;
+    std::vector<std::shared_ptr<void>> owners;
+    std::vector<std::unique_ptr<nn::Away>> away;
     std::vector<std::function<void()>> own_weights;  // for BackwardWeight
     // Of a model with a forward of its own, by stage: what it was given by the stage
     // before, a leaf, and what it made, with its graph.
@@ -61,6 +72,11 @@ class Executor final : private nn::Progress {
   void backward(const plan::Action& action);
   void backward_weight(const plan::Action& action);
   void start_send(const plan::Action& action);
+  // Whether the program offloads what the segment keeps of the microbatch.
+  bool is_offloaded(int64_t segment, int64_t microbatch) const;
+  void start_offload(const plan::Action& action);
+  void end_reload(const plan::Action& action);
+  std::unique_ptr<nn::Away>& away_of(const plan::Action& action);
   // Position of a stage of the pipeline among those of this rank.
   size_t position_of(int64_t stage) const;
   void check_gathered(const nn::Segment& segment) const;
@@ -74,6 +90,9 @@ class Executor final : private nn::Progress {
   void own_backward(const plan::Action& action);
   void reach_forward(int64_t segment) override;
   bool reach_backward(int64_t segment, const std::function<void()>& recompute) override;
+  bool record(int64_t segment, const std::function<void()>& forward) override;
+  void keep(int64_t segment, std::vector<at::Tensor*> places,
+            std::shared_ptr<void> owner) override;
   void at_backward_weight(int64_t segment, std::function<void()> weight) override;
   void own_backward_weight(const plan::Action& action);
   // The next compute action, with all before it done.
@@ -83,11 +102,14 @@ class Executor final : private nn::Progress {
   std::vector<std::shared_ptr<nn::ParameterGroup>> groups_;
   std::vector<bool> recompute_;
   nn::Stages stages_;
+  std::shared_ptr<nn::HostStore> host_;
   std::vector<nn::TensorList> parameters_;  // leaves of each segment
   // Names of the inputs that no segment after this one reads and no stage sends on.
   std::vector<std::vector<std::string>> last_read_;
   std::vector<Live> live_;
-  const plan::Program* program_ = nullptr;  // under way
+  std::set<std::string> batch_names_;  // of the values that the batch gives
+  std::set<std::pair<int64_t, int64_t>> offloaded_;  // segment, microbatch
+  const plan::Program* program_ = nullptr;           // under way
   const OtherActions* other_ = nullptr;
   size_t next_ = 0;         // action of the program
   plan::Action reached_{};  // by a model's own code

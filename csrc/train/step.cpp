@@ -50,8 +50,8 @@ std::vector<Batch> divide(const Batch& batch, int64_t parts) {
 }  // namespace
 
 Step::Step(StepParts parts)
-    : parts_(std::move(parts)),
-      executor_(parts_.model, parts_.groups, parts_.recompute, parts_.stages) {}
+    : parts_(std::move(parts)), executor_(parts_.model, parts_.groups, parts_.recompute,
+                                          parts_.stages, parts_.host) {}
 
 StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
                      int64_t step) {

@@ -28,6 +28,8 @@ struct StepParts {
   collectives::Group tensor_axis;               // ranks that divide the segments' work
   collectives::Group pipeline_axis;             // ranks that divide the segments
   double max_norm;                              // of the gradient of the global batch
+  // For what the training program offloads; null where that is nothing.
+  std::shared_ptr<nn::HostStore> host = nullptr;
 };
 
 // All 0-dim. Not read by the step itself, so reading one is what waits for the device.

@@ -7,6 +7,7 @@ import torch
 from torchtitan_cpp import _C
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.nn.recomputation import RecomputeOptions
+from torchtitan_cpp.world import World, find_device_type
 
 
 def is_by_operation(job_config: JobConfig) -> bool:
@@ -63,3 +64,11 @@ def recompute_options(job_config: JobConfig) -> RecomputeOptions:
         early_stop=ac.early_stop,
         debug=ac.debug,
     )
+
+
+def host_store(job_config: JobConfig, world: World) -> _C.nn.HostStore | None:
+    """Where what blocks save waits for their backward; None: on the device."""
+    if not job_config.activation_checkpoint.offload:
+        return None
+    device = find_device_type() if world.is_fake else world.device.type
+    return _C.nn.host_is_device() if device == "cpu" else _C.nn.copies_on_host()

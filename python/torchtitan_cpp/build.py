@@ -13,6 +13,7 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.activation_checkpoint import (
+    host_store,
     is_by_operation,
     recompute_options,
     recompute_policy,
@@ -94,6 +95,7 @@ def build_model(
             job_config, modules_of(module), accumulation=accumulation
         )
     python: PythonModel | None = None
+    host = host_store(job_config, world)
     attention = _build_attention(job_config, world)
     if isinstance(module, CppModule):
         core = _build_cpp_core(module, loss_fn, dtype, attention, job_config, world)
@@ -152,6 +154,7 @@ def build_model(
         )
         if pipeline
         else None,
+        host=host,
     )
     if python is None:
         if pipeline:

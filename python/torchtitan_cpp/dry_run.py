@@ -79,6 +79,9 @@ def report(
     at_peak = plan.memory.peak.total() / _MIB
     unknown = "" if plan.knows_segments else " and what the Python model keeps"
     lines.append(f"  at the peak of a step {at_peak:>11,.1f} MiB{unknown}")
+    if plan.memory.host_peak > 0:
+        on_host = plan.memory.host_peak / _MIB
+        lines.append(f"  in host memory at most {on_host:>10,.1f} MiB")
     lines.append("  collectives a step:")
     for (axis, verb), total in sorted(traffic.items()):
         lines.append(

@@ -168,6 +168,12 @@ def _notes(trainer: Trainer) -> list[str]:
         trainer.world.device.type == "cpu"
     ):
         notes.append("enable_cpu_offload changes nothing on a CPU run")
+    if host := trainer.model.applied.host:
+        notes.append(
+            "activations of blocks wait in host memory for their backward"
+            if host.moves
+            else "activation_checkpoint.offload changes nothing on a CPU run"
+        )
     if trainer.job_config.compile.enable:
         notes.append(_describe_compilation(trainer))
     return notes

@@ -52,6 +52,12 @@ struct Block::Kept final : Saved {
   nn::AttentionKernel::Result attention;
   at::Tensor h_nE, rstd2_n;
   at::Tensor gate_NF, up_NF;
+
+  std::vector<at::Tensor*> tensors() override {
+    return {&x_BsE,      &rstd1_n,     &attended.q,    &attended.k,
+            &attended.v, &attention.o, &attention.lse, &h_nE,
+            &rstd2_n,    &gate_NF,     &up_NF};
+  }
 };
 
 Block::Block(std::string name, std::vector<nn::ParameterRef> parameters,

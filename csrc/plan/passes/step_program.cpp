@@ -1,6 +1,7 @@
 #include "plan/passes/step_program.h"
 
 #include "plan/passes/expand_stages.h"
+#include "plan/passes/offload.h"
 #include "plan/passes/prefetch.h"
 #include "plan/passes/recompute.h"
 #include "plan/passes/shard.h"
@@ -15,6 +16,7 @@ Program finish(Program program, const StepShape& shape, const StepOptions& optio
   program = shard(program, shape);
   program = prefetch(program, options.prefetch_depth);
   program = delay_reductions(program, shape, options.reduce_depth);
+  program = offload(program, shape, options.offload_depth);
   return finish_step(program, shape, options.optimizer);
 }
 

@@ -10,17 +10,19 @@ namespace torchtitan::plan::passes {
 struct StepOptions {
   int64_t prefetch_depth;  // compute actions that a gather may start ahead of its use
   int64_t reduce_depth;    // compute actions that may run during a gradient's reduction
+  int64_t offload_depth;   // compute actions that may run during a copy to or from host
   OptimizerTiming optimizer;
 };
 
 // One training step of a rank that holds the whole model or a shard of it:
 //   sequential schedule -> recompute -> shard -> prefetch -> delay_reductions ->
-//   finish_step
+//   offload -> finish_step
 // Throws std::invalid_argument for a shape that check() refuses or a negative depth.
 Program build_step_program(const StepShape& shape, const StepOptions& options);
 
 // The same of a rank of a pipeline:
-//   expand_stages -> recompute -> shard -> prefetch -> delay_reductions -> finish_step
+//   expand_stages -> recompute -> shard -> prefetch -> delay_reductions -> offload ->
+//   finish_step
 //   program  of this rank's stages, with messages (passes/transfers.h)
 Program build_step_program(const Program& program, const StepShape& shape,
                            const StepOptions& options);

@@ -46,6 +46,8 @@ class ActivationCheckpoint:
     """With mode memory_budget: share of bytes that is kept; 0 is full, 1 is none."""
     visualize_memory_budget_pareto: bool = False
     """Rank 0 writes flops against bytes of every budget to memory_budget_pareto/."""
+    offload: bool = False
+    """What blocks save waits for their backward in host memory. Not v0.2.2's."""
     preserve_rng_state: bool = True
     """Draw the same random numbers when recomputing. Always so for C++ models."""
     determinism_check: Annotated[str, OneOf(("default", "none"))] = "default"

@@ -26,6 +26,9 @@ class Rates:
     """Reads and writes of the optimizer, 1e9 bytes per second."""
     network_gb_per_second: float | None = None
     """What a rank sends, 1e9 bytes per second; None: it has no peers."""
+    host_gb_per_second: float | None = None
+    """Copies between device and host memory, 1e9 bytes per second; None: there are
+    none."""
     network_latency_us: float = 0.0
     """Of each collective, microseconds."""
 
@@ -50,6 +53,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         (
             "network_gb_per_second",
             "what one rank sends, 1e9 bytes per s; for >= 2 ranks",
+        ),
+        (
+            "host_gb_per_second",
+            "copies to and from host memory; for activation_checkpoint.offload",
         ),
         ("network_latency_us", "of a collective, microseconds; 0 where not given"),
     ):
@@ -93,15 +100,25 @@ def predict_time(
 
     Args:
         axes: ranks of each mesh axis that a collective may use.
+    Raises:
+        ValueError: if the program copies to host memory and there is no rate for that.
     """
     link = (
         (rates.network_gb_per_second or 0.0) * 1e9,
         rates.network_latency_us * 1e-6,
     )
+    links = {axis: link for axis, size in axes.items() if size > 1}
+    if rates.host_gb_per_second is not None:
+        links["host"] = (rates.host_gb_per_second * 1e9, 0.0)
+    elif not shape.host_is_device and any(a.kind == "Offload" for a in program):
+        raise ValueError(
+            "--tflops: with activation_checkpoint.offload the time depends on how fast "
+            "the host is reached; give --host_gb_per_second as well"
+        )
     return _C.plan.simulate(
         program,
         shape,
         flops_per_second=rates.tflops * 1e12,
         memory_bytes_per_second=rates.memory_gb_per_second * 1e9,
-        links={axis: link for axis, size in axes.items() if size > 1},
+        links=links,
     )

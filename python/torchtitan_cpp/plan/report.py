@@ -87,6 +87,12 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
             kept, peak = kept(), peak()
         label = use.replace("_", " ")
         yield f"  {label:<18} {kept / _MIB:>16,.1f} {peak / _MIB:>16,.1f}"
+    if any(action.kind == "Offload" for action in plan.program):
+        if plan.shape.host_is_device:
+            yield "  what is offloaded stays: host memory is the memory of a CPU run"
+        else:
+            label, peak = "on the host, most", memory.host_peak
+            yield f"  {label:<18} {'':>16} {peak / _MIB:>16,.1f}"
     if not plan.knows_segments:
         yield "  without the activations of the Python model, which it cannot foresee"
     if memory.peak_action >= 0:

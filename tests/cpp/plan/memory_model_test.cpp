@@ -200,5 +200,44 @@ TEST(MemoryModel, AForwardProgramKeepsOneBoundary) {
   EXPECT_EQ(estimate.after, estimate.before);
 }
 
+TEST(MemoryModel, WhatIsOffloadedIsOnTheHostFromItsStartToTheWaitOfItsReload) {
+  StepShape shape = chain(3, 1, 1, 1);
+  for (SegmentShape& segment : shape.segments) {
+    segment.saves_outputs = false;
+    segment.offload = true;
+    segment.offload_bytes = 80;  // with the inputs
+  }
+  const Action leave = on_segment(K::kOffload, 1), come = on_segment(K::kReload, 1);
+  const std::vector<Action> forwards = {on_segment(K::kForward, 0),
+                                        on_segment(K::kForward, 1),
+                                        on_segment(K::kForward, 2)};
+  const std::vector<Action> backwards = {on_segment(K::kBackward, 2),
+                                         on_segment(K::kBackward, 1),
+                                         on_segment(K::kBackward, 0)};
+  const Program with = {forwards[0],     forwards[1],  leave, forwards[2],
+                        wait_for(leave), backwards[0], come,  wait_for(come),
+                        backwards[1],    backwards[2]};
+  const Program without = {forwards[0],  forwards[1],  forwards[2],
+                           backwards[0], backwards[1], backwards[2]};
+  const MemoryEstimate kept = estimate_memory(without, shape);
+  const MemoryEstimate estimate = estimate_memory(with, shape);
+  EXPECT_EQ(estimate.totals[3], kept.totals[2]);  // still being copied
+  EXPECT_EQ(estimate.totals[5], kept.totals[3] - 80);
+  EXPECT_EQ(estimate.totals[8], kept.totals[4]);
+  EXPECT_EQ(estimate.host_peak, 80);
+  EXPECT_EQ(kept.host_peak, 0);
+  EXPECT_EQ(estimate.after, estimate.before);
+
+  // The segment before holds its outputs for its own backward as well.
+  shape.segments[0].saves_outputs = true;
+  EXPECT_EQ(estimate_memory(with, shape).totals[5],
+            estimate_memory(without, shape).totals[3] - (80 - 16));
+
+  shape.host_is_device = true;
+  EXPECT_EQ(estimate_memory(with, shape).totals[5],
+            estimate_memory(without, shape).totals[3]);
+  EXPECT_EQ(estimate_memory(with, shape).host_peak, 0);
+}
+
 }  // namespace
 }  // namespace torchtitan::plan

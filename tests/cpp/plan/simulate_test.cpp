@@ -133,5 +133,29 @@ TEST(Simulate, RefusesRatesThatAreNotPositiveAndAxesWithoutALink) {
   EXPECT_THROW(simulate({}, chain(1, 4, 1, 1), cost), std::invalid_argument);
 }
 
+TEST(Simulate, CopiesToAndFromHostMemoryPassBesideComputeOneAfterAnother) {
+  StepShape shape = chain(2, 1, 1, 1);
+  for (SegmentShape& segment : shape.segments) segment.offload_bytes = 30;
+  CostModel cost = kCost;
+  cost.links["host"] = {.bytes_per_second = 20.0, .latency_seconds = 0.5};
+  const Program program = {on_segment(K::kForward, 0),
+                           on_segment(K::kOffload, 0),
+                           on_segment(K::kForward, 1),
+                           on_segment(K::kOffload, 1),
+                           wait_for(on_segment(K::kOffload, 0)),
+                           wait_for(on_segment(K::kOffload, 1)),
+                           on_segment(K::kReload, 1),
+                           wait_for(on_segment(K::kReload, 1))};
+  const Simulation simulation = simulate(program, shape, cost);
+  EXPECT_DOUBLE_EQ(simulation.spans[1].begin, 1.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[1].end, 3.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[3].begin, 3.0);
+  EXPECT_DOUBLE_EQ(simulation.spans[4].end, 3.0);
+  EXPECT_DOUBLE_EQ(simulation.seconds, 7.0);
+  EXPECT_DOUBLE_EQ(simulation.exposed_seconds, 5.0);
+  shape.host_is_device = true;
+  EXPECT_DOUBLE_EQ(simulate(program, shape, kCost).seconds, 2.0);
+}
+
 }  // namespace
 }  // namespace torchtitan::plan

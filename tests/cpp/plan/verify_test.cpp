@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "plan/shapes.h"
 
 namespace torchtitan::plan {
@@ -154,6 +156,99 @@ TEST(Verify, RanksMustStartTheSameCommunicationsInOneOrder) {
   std::swap(waits_later[1], waits_later[2]);
   EXPECT_NO_THROW(verify_agreement(std::vector<Program>{valid_program(), waits_later}));
   EXPECT_NO_THROW(verify_agreement({}));
+}
+
+// Three segments, of which the first is offloaded.
+StepShape offloaded_shape() {
+  StepShape shape = chain(3, 1, 1, 1);
+  shape.segments[0].offload = true;
+  return shape;
+}
+
+Program offloaded_program() {
+  const Action leave = on_segment(K::kOffload, 0), come = on_segment(K::kReload, 0);
+  return {{.kind = K::kCountTokens},
+          wait_for({.kind = K::kCountTokens}),
+          on_segment(K::kForward, 0),
+          leave,
+          on_segment(K::kForward, 1),
+          wait_for(leave),
+          on_segment(K::kForward, 2),
+          on_segment(K::kBackward, 2),
+          come,
+          on_segment(K::kBackward, 1),
+          wait_for(come),
+          on_segment(K::kBackward, 0),
+          {.kind = K::kClipGradient},
+          {.kind = K::kOptimizerStep}};
+}
+
+// With an action moved to another place, or gone.
+std::string moved(size_t from, std::optional<size_t> to) {
+  Program program = offloaded_program();
+  const Action action = program[from];
+  program.erase(program.begin() + from);
+  if (to) program.insert(program.begin() + *to, action);
+  return refusal(program, offloaded_shape());
+}
+
+TEST(Verify, AcceptsWhatWaitsInHostMemory) {
+  EXPECT_EQ(refusal(offloaded_program(), offloaded_shape()), "accepted");
+}
+
+TEST(Verify, NamesWrongOrdersOfCopiesToAndFromHostMemory) {
+  EXPECT_EQ(moved(3, 2), "program action 2 (Offload s0 mb0): comes before its Forward");
+  EXPECT_EQ(
+      moved(3, std::nullopt),
+      "program action 4 (Wait Offload s0 mb0): nothing was started that this waits "
+      "for");
+  EXPECT_EQ(moved(5, std::nullopt),
+            "program action 7 (Reload s0 mb0): its Offload has not been waited for");
+  EXPECT_EQ(moved(10, std::nullopt),
+            "program action 10 (Backward s0 mb0): what Forward keeps for it is not yet "
+            "back");
+  EXPECT_EQ(moved(10, 11),
+            "program action 10 (Backward s0 mb0): what Forward keeps for it is not yet "
+            "back");
+  EXPECT_EQ(moved(8, 2), "program action 2 (Reload s0 mb0): was never offloaded");
+  EXPECT_EQ(moved(11, 7),
+            "program action 7 (Backward s0 mb0): what Forward keeps for it "
+            "is in host memory");
+  Program program = offloaded_program();
+  program.erase(program.begin() + 8);
+  program.erase(program.begin() + 9);
+  EXPECT_EQ(refusal(program, offloaded_shape()),
+            "program action 9 (Backward s0 mb0): what Forward keeps for it is in host "
+            "memory");
+  program = offloaded_program();
+  program.insert(program.begin() + 6, on_segment(K::kOffload, 0));
+  EXPECT_EQ(refusal(program, offloaded_shape()),
+            "program action 6 (Offload s0 mb0): was offloaded already");
+  program = offloaded_program();
+  program.insert(program.begin() + 11, on_segment(K::kReload, 0));
+  EXPECT_EQ(refusal(program, offloaded_shape()),
+            "program action 11 (Reload s0 mb0): was brought back already");
+  program = offloaded_program();
+  program.insert(program.begin() + 12, on_segment(K::kOffload, 0));
+  EXPECT_EQ(refusal(program, offloaded_shape()),
+            "program action 12 (Offload s0 mb0): was offloaded already");
+}
+
+TEST(Verify, OffloadsOnlyWhatIsToBeAndIsKept) {
+  StepShape shape = offloaded_shape();
+  shape.segments[0].offload = false;
+  EXPECT_EQ(refusal(offloaded_program(), shape),
+            "program action 3 (Offload s0 mb0): segment 'segment0' is not to be "
+            "offloaded");
+  Program program = offloaded_program();
+  for (const size_t index : {3, 4, 6, 7}) program.erase(program.begin() + index);
+  program.insert(program.begin() + 8, on_segment(K::kOffload, 0));
+  EXPECT_EQ(refusal(program, offloaded_shape()),
+            "program action 8 (Offload s0 mb0): what Forward keeps was used");
+  EXPECT_EQ(refusal({on_segment(K::kForward, 0), on_segment(K::kOffload, 0)},
+                    offloaded_shape(), ProgramKind::kForwardOnly),
+            "program action 1 (Offload s0 mb0): has no place in a program without "
+            "backward");
 }
 
 }  // namespace

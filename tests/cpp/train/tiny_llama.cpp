@@ -212,6 +212,7 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
                          .reshard_after_forward = layout.reshard,
                          .overlap_depth = layout.overlap_depth,
                          .recompute = checkpoint,
+                         .host = layout.host,
                          .num_microbatches = layout.num_microbatches,
                          .early_optimizer_step = layout.early_optimizer_step,
                          .pipeline = pipeline});
@@ -235,7 +236,8 @@ Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap,
          .loss_axis = axis("loss", loss_ranks),
          .tensor_axis = applied.tensor,
          .pipeline_axis = applied.pipeline,
-         .max_norm = kMaxNorm});
+         .max_norm = kMaxNorm,
+         .host = applied.host});
     StepResult last;
     for (int64_t i = 1; i <= problem.num_steps; ++i) {
       std::vector<Batch> microbatches;

@@ -39,6 +39,7 @@ struct Layout {
   // Its batch is that of the layout.
   parallel::activation_checkpoint::Policy checkpoint = {
       parallel::activation_checkpoint::Policy::Mode::kNone};
+  std::shared_ptr<nn::HostStore> host = nullptr;  // of every rank
   int64_t overlap_depth = 1;
   bool early_optimizer_step = false;
 

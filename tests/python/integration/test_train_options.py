@@ -57,6 +57,13 @@ def test_compilation_changes_nothing_of_a_cpp_model(tmp_path: Path) -> None:
     assert "compile.enable changes nothing: C++ models are fused as they are" in output
 
 
+def test_offload_to_host_memory_changes_nothing_on_a_cpu(tmp_path: Path) -> None:
+    output = run(
+        tmp_path, "--activation_checkpoint.offload", "--training.steps=1"
+    ).output
+    assert "activation_checkpoint.offload changes nothing on a CPU run" in output
+
+
 def test_the_curve_of_memory_budgets_is_written_where_it_is_asked_for(
     tmp_path: Path,
 ) -> None:

@@ -220,7 +220,7 @@ def test_defaults_are_those_of_torchtitan_where_a_change_would_be_noticed():
         "validation.steps": -1,
     }
     assert {name: defaults[name] for name in theirs} == theirs
-    assert len(defaults) == 149 + 1  # v0.2.2's fields and optimizer.state_dtype
+    assert len(defaults) == 149 + 2  # v0.2.2's fields and those of the test below
 
 
 def test_the_json_of_a_config_is_plain(tmp_path):
@@ -232,6 +232,10 @@ def test_the_json_of_a_config_is_plain(tmp_path):
 def test_the_readme_lists_every_field_that_torchtitan_lacks():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     ours = [name for name, doc in DOCS.items() if "ot v0.2.2's" in doc]
-    assert ours == ["optimizer.state_dtype", "training.dtype"]
+    assert ours == [
+        "optimizer.state_dtype",
+        "training.dtype",
+        "activation_checkpoint.offload",
+    ]
     for name in ours:
         assert f"`{name}" in readme

@@ -19,11 +19,17 @@ from torchtitan_cpp.world import World, build_world
 
 
 def make_step(config: JobConfig, world: World, accumulation: int) -> Any:
+    return make_model_and_step(config, world, accumulation)[1]
+
+
+def make_model_and_step(
+    config: JobConfig, world: World, accumulation: int
+) -> tuple[build.Model, Any]:
     spec = get_train_spec(config.model.name)
     model = build.build_model(spec, config, world, accumulation=accumulation)
     model.initialize(0)
     optimizers = spec.build_optimizers_fn([model.module], config.optimizer, None, None)
-    return build.build_step(model, optimizers, config, world)
+    return model, build.build_step(model, optimizers, config, world)
 
 
 def random_batches(config: JobConfig, count: int) -> list[dict[str, torch.Tensor]]:
@@ -47,6 +53,29 @@ LAYOUTS = [
     ),
     pytest.param(
         1, ("--activation_checkpoint.mode=memory_budget",), id="recompute by budget"
+    ),
+    pytest.param(
+        1,
+        (
+            "--activation_checkpoint.mode=none",
+            "--activation_checkpoint.offload",
+            "--training.global_batch_size=4",
+        ),
+        id="offload, two microbatches",
+    ),
+    pytest.param(
+        1,
+        ("--activation_checkpoint.mode=full", "--activation_checkpoint.offload"),
+        id="offload of inputs",
+    ),
+    pytest.param(
+        4,
+        (
+            "--activation_checkpoint.mode=selective",
+            "--activation_checkpoint.selective_ac_option=op",
+            "--activation_checkpoint.offload",
+        ),
+        id="offload of results, fsdp 4",
     ),
     pytest.param(4, (), id="fsdp 4"),
     pytest.param(
@@ -78,6 +107,10 @@ def test_the_plan_is_what_a_step_does(
     monkeypatch.setenv("NGPU", str(world_size))
     # The peers of the step below answer at once: no transport receives anything.
     monkeypatch.setattr("torchtitan_cpp.plan.make.find_device_type", lambda: "cuda")
+    # What is offloaded moves, also on this machine.
+    monkeypatch.setattr(
+        "torchtitan_cpp.activation_checkpoint.find_device_type", lambda: "cuda"
+    )
     config = config_of(*flags, world_size=world_size)
     fake = build_world(config)
     planned = plan.make_plan(config, fake)
@@ -86,13 +119,16 @@ def test_the_plan_is_what_a_step_does(
     before = memory.live
     # Memory behind its tensors, and peers that answer at once with nothing.
     world = replace(fake, device=torch.device("cpu"))
-    step = make_step(config, world, planned.shape.num_microbatches)
+    model, step = make_model_and_step(config, world, planned.shape.num_microbatches)
     batches = random_batches(config, planned.shape.num_microbatches)
     world.recorder.reset()
     memory.reset_peak()
     step.run(batches, learning_rate=1e-3, step=1)
     measured = memory.peak - before
     assert planned.memory.peak.total() == pytest.approx(measured, rel=0.02)
+    host = model.applied.host
+    assert planned.memory.host_peak == (host.memory.peak if host else 0)
+    assert (planned.memory.host_peak > 0) == config.activation_checkpoint.offload
 
     counted = {
         key: (traffic.calls, traffic.bytes)

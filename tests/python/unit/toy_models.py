@@ -100,6 +100,7 @@ class Layout:
     recompute: str = "none"
     reshard: str = "default"
     steps: int = 1
+    offload: bool = False
     num_ranks: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +114,11 @@ class Outcome:
     weights: Values
     evaluated: list[float] = field(default_factory=list)
     """Loss sums of the ranks' rows without gradients, after the last step."""
+    num_offloads: int = 0
+    """Of a rank in a step."""
+    host_peak: int = 0
+    """Most bytes of all ranks together in host memory."""
+    host_left: int = 0
 
 
 MakeOptimizer = Callable[[nn.Module, _C.parallel.Applied], _C.optim.Optimizer]
@@ -137,6 +143,7 @@ def run(
     whole = dict(build().named_parameters())
     world = _C.collectives.LocalWorld(layout.num_ranks, timeout_seconds=60)
     outcome = Outcome(loss=0, gradients={}, weights={})
+    host = _C.nn.copies_on_host() if layout.offload else None
 
     def axis(rank: int, name: str, ranks: list[int]) -> Group:
         return (
@@ -166,6 +173,7 @@ def run(
             recompute=_C.parallel.Recompute(mode=layout.recompute, every=2),
             num_microbatches=layout.microbatches,
             early_optimizer_step=False,
+            host=host,
         )
         python.bind(
             applied.groups,
@@ -200,8 +208,13 @@ def run(
         )
         outcome.evaluated.append(float(evaluation.loss_sum))
         outcome.loss = float(result.loss)
+        outcome.num_offloads = sum(
+            action.kind == "Offload" for action in applied.training_actions
+        )
 
     parallel.run_local(world, body)
+    if host is not None:
+        outcome.host_peak, outcome.host_left = host.memory.peak, host.memory.live
     return outcome
 
 

@@ -12,9 +12,11 @@ namespace {
 TEST(StepProgram, ComposesAllPasses) {
   StepShape shape = chain(3, 2, 1, 1);
   shape.segments[1].recompute = true;
-  const Program program = build_step_program(
-      shape,
-      {.prefetch_depth = 1, .reduce_depth = 1, .optimizer = OptimizerTiming::kAtEnd});
+  const Program program =
+      build_step_program(shape, {.prefetch_depth = 1,
+                                 .reduce_depth = 1,
+                                 .offload_depth = 1,
+                                 .optimizer = OptimizerTiming::kAtEnd});
   EXPECT_EQ(one_line(program),
             "CountTokens; Unshard g0; Wait Unshard g0; Unshard g1; Forward s0 mb0; "
             "Reshard g0; Wait Unshard g1; Unshard g2; Forward s1 mb0; Reshard g1; "
@@ -43,6 +45,7 @@ TEST(StepProgram, LeavesNoMemoryBehindWhateverTheLayout) {
       const Program program =
           build_step_program(shape, {.prefetch_depth = depth,
                                      .reduce_depth = depth,
+                                     .offload_depth = depth,
                                      .optimizer = OptimizerTiming::kAtLastGradient});
       const MemoryEstimate estimate = estimate_memory(program, shape);
       EXPECT_EQ(estimate.after, estimate.before) << to_string(program);
@@ -60,6 +63,7 @@ TEST(StepProgram, OverlapCostsMemoryAndSavesTime) {
   const auto run = [&](int64_t depth) {
     return build_step_program(shape, {.prefetch_depth = depth,
                                       .reduce_depth = depth,
+                                      .offload_depth = depth,
                                       .optimizer = OptimizerTiming::kAtEnd});
   };
   const Simulation serial = simulate(run(0), shape, cost);
@@ -71,8 +75,10 @@ TEST(StepProgram, OverlapCostsMemoryAndSavesTime) {
 }
 
 TEST(StepProgram, RefusesShapesAndDepthsThatMakeNoStep) {
-  const StepOptions options{
-      .prefetch_depth = 1, .reduce_depth = 1, .optimizer = OptimizerTiming::kAtEnd};
+  const StepOptions options{.prefetch_depth = 1,
+                            .reduce_depth = 1,
+                            .offload_depth = 1,
+                            .optimizer = OptimizerTiming::kAtEnd};
   EXPECT_THROW(build_step_program(chain(0, 1, 1, 1), options), std::invalid_argument);
   EXPECT_THROW(build_forward_program(chain(1, 1, 1, 0), 1), std::invalid_argument);
   EXPECT_THROW(build_forward_program(chain(1, 1, 1, 1), -1), std::invalid_argument);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "plan/passes/step_program.h"
 #include "plan/shapes.h"
@@ -83,7 +84,7 @@ class Interpreter {
       backwards += action.kind == ActionKind::kBackward;
     }
     const bool left = !flights_.empty() || !whole_.empty() || !saved_.empty() ||
-                      !whole_gradient_.empty();
+                      !inputs_.empty() || !host_.empty() || !whole_gradient_.empty();
     if (broken_ || left || forwards != jobs || backwards != jobs) return std::nullopt;
     return outcome_;
   }
@@ -102,6 +103,13 @@ class Interpreter {
     const double value = found->second;
     from.erase(found);
     return value;
+  }
+
+  // What a segment keeps for its backward.
+  std::map<Place, double>& kept(const Action& a) {
+    const bool is_input = shape_.segments[a.segment].recompute &&
+                          !saved_.contains({a.segment, a.microbatch});
+    return is_input ? inputs_ : saved_;
   }
 
   double factor(int64_t segment) {
@@ -130,17 +138,19 @@ class Interpreter {
         const double x = x_[{a.segment, a.microbatch}];
         x_[{a.segment + 1, a.microbatch}] =
             x * factor(a.segment) + static_cast<double>(a.segment);
-        if (!shape_.segments[a.segment].recompute) {
-          saved_[{a.segment, a.microbatch}] = x;
-        }
+        auto& into = shape_.segments[a.segment].recompute ? inputs_ : saved_;
+        into[{a.segment, a.microbatch}] = x;
         return;
       }
       case ActionKind::kRecompute:
         factor(a.segment);
         if (!x_.contains({a.segment + 1, a.microbatch})) fail();  // Forward came first
         if (saved_.contains({a.segment, a.microbatch})) fail();
-        saved_[{a.segment, a.microbatch}] = x_[{a.segment, a.microbatch}];
+        saved_[{a.segment, a.microbatch}] = take(inputs_, {a.segment, a.microbatch});
         return;
+      case ActionKind::kOffload:
+        return start(a, take(kept(a), {a.segment, a.microbatch}));
+      case ActionKind::kReload: return start(a, take(host_, {a.segment, a.microbatch}));
       case ActionKind::kBackward: return backward(a);
       case ActionKind::kReduceGradient: {
         const double shards = static_cast<double>(shape_.groups[a.group].shards);
@@ -190,11 +200,13 @@ class Interpreter {
   }
 
   void start(const Action& a, double result) {
-    if (!flights_.insert({{a.kind, a.group}, result}).second) fail();
+    if (!flights_.insert({{a.kind, a.group, a.segment, a.microbatch}, result}).second) {
+      fail();
+    }
   }
 
   void wait(const Action& a) {
-    const auto found = flights_.find({a.waits_for, a.group});
+    const auto found = flights_.find({a.waits_for, a.group, a.segment, a.microbatch});
     if (found == flights_.end()) return void(fail());
     const double result = found->second;
     flights_.erase(found);
@@ -202,8 +214,12 @@ class Interpreter {
       tokens_ = result;
     } else if (a.waits_for == ActionKind::kUnshard) {
       whole_[a.group] = result;
+    } else if (a.waits_for == ActionKind::kOffload) {
+      host_[{a.segment, a.microbatch}] = result;
+    } else if (a.waits_for == ActionKind::kReload) {
+      kept(a)[{a.segment, a.microbatch}] = result;
     } else if (a.waits_for == ActionKind::kReduceGradient) {
-      if (flights_.contains({ActionKind::kAllReduceGradient, a.group})) fail();
+      if (flights_.contains({ActionKind::kAllReduceGradient, a.group, -1, -1})) fail();
       gradient_[a.group] += result;
       whole_gradient_.erase(a.group);
     } else {
@@ -213,15 +229,18 @@ class Interpreter {
 
   // Reads or writes a gradient, which no communication may be using.
   void touch(int64_t group) {
-    if (flights_.contains({ActionKind::kReduceGradient, group})) fail();
-    if (flights_.contains({ActionKind::kAllReduceGradient, group})) fail();
+    if (flights_.contains({ActionKind::kReduceGradient, group, -1, -1})) fail();
+    if (flights_.contains({ActionKind::kAllReduceGradient, group, -1, -1})) fail();
   }
 
   const StepShape& shape_;
   Outcome outcome_;
-  std::map<Place, double> x_, saved_, dx_;
+  std::map<Place, double> x_, dx_;
+  std::map<Place, double> saved_, inputs_;  // for Backward, for Recompute
+  std::map<Place, double> host_;            // of either, while it is away
   std::map<int64_t, double> whole_, whole_gradient_, gradient_;
-  std::map<std::pair<ActionKind, int64_t>, double> flights_;
+  // By kind, group, segment, microbatch.
+  std::map<std::tuple<ActionKind, int64_t, int64_t, int64_t>, double> flights_;
   std::optional<double> tokens_;
   bool broken_ = false;
 };
@@ -265,14 +284,20 @@ std::vector<Case> cases() {
   mixed.groups[1].shards = 1;
   mixed.groups[2].trainable = false;
   shapes.push_back(mixed);
+  StepShape offloaded = chain(4, 2, 1, 2);
+  for (const size_t segment : {0, 1, 2}) offloaded.segments[segment].offload = true;
+  offloaded.segments[1].recompute = true;
+  shapes.push_back(offloaded);
   std::vector<Case> cases;
   for (const StepShape& shape : shapes) {
     for (const int64_t depth : {0, 1, 2}) {
       for (const auto timing :
            {OptimizerTiming::kAtEnd, OptimizerTiming::kAtLastGradient}) {
-        cases.push_back(
-            {shape,
-             {.prefetch_depth = depth, .reduce_depth = depth, .optimizer = timing}});
+        cases.push_back({shape,
+                         {.prefetch_depth = depth,
+                          .reduce_depth = depth,
+                          .offload_depth = depth,
+                          .optimizer = timing}});
       }
     }
   }
