@@ -74,7 +74,8 @@ nn::SavedPlaces record_saved_tensors(const std::function<void()>& forward) {
   const py::gil_scoped_acquire gil;
   const Hooks hooks(
       py::cpp_function([places](const at::Tensor& tensor) {
-        places->push_back(std::make_shared<at::Tensor>(tensor));
+        // A leaf comes itself, and may drop its memory.
+        places->push_back(std::make_shared<at::Tensor>(tensor.detach()));
         return py::capsule(new Place(places->back()),
                            [](void* place) { delete static_cast<Place*>(place); });
       }),

@@ -61,7 +61,12 @@ void bind_parallel(py::module_ module) {
       .def_readonly("segments", &Applied::segments,
                     "Of the whole model, by segment of this rank's part.")
       .def_readonly("recompute", &Applied::recompute, "By segment.")
-      .def_readonly("host", &Applied::host, "Of what is offloaded; None without.")
+      .def_property_readonly(
+          "host",
+          [](const Applied& applied) {
+            return applied.host ? std::optional(applied.host) : std::nullopt;
+          },
+          "Where what is offloaded goes; None where nothing is.")
       .def_property_readonly(
           "memory_budget_curve",
           [](const Applied& applied) {
@@ -135,7 +140,7 @@ void bind_parallel(py::module_ module) {
          const std::string& reshard_after_forward, int64_t overlap_depth,
          const Policy& recompute, int64_t num_microbatches, bool early_optimizer_step,
          std::optional<parallel::PipelineOptions> pipeline,
-         std::shared_ptr<nn::HostStore> host) {
+         std::optional<std::shared_ptr<nn::HostStore>> host) {
         return parallel::apply(
             part, {.shards = shards,
                    .replicas = replicas,
@@ -147,7 +152,7 @@ void bind_parallel(py::module_ module) {
                    .reshard_after_forward = parse_reshard(reshard_after_forward),
                    .overlap_depth = overlap_depth,
                    .recompute = recompute,
-                   .host = std::move(host),
+                   .host = host.value_or(nullptr),
                    .num_microbatches = num_microbatches,
                    .early_optimizer_step = early_optimizer_step,
                    .pipeline = std::move(pipeline)});
@@ -157,7 +162,7 @@ void bind_parallel(py::module_ module) {
       py::arg("reduce_dtype"), py::arg("device"), py::arg("reshard_after_forward"),
       py::arg("overlap_depth"), py::arg("recompute"), py::arg("num_microbatches"),
       py::arg("early_optimizer_step"), py::arg("pipeline") = std::nullopt,
-      py::arg("host") = nullptr, py::call_guard<py::gil_scoped_release>(),
+      py::arg("host") = std::nullopt, py::call_guard<py::gil_scoped_release>(),
       "Lay out the model's parameters over the groups and make the step's programs. "
       "`host` takes what blocks keep for a backward that is not soon.");
   module.def(

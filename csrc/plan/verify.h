@@ -18,9 +18,8 @@ enum class ProgramKind {
 // * compute uses parameters that are gathered, inputs that exist and, in Backward, the
 //   token count and what was saved; each Forward and Backward (whole or
 //   in halves) runs exactly once, each Recompute once where the segment asks for it;
-// * of a segment that is to be offloaded, what it keeps is copied to host memory at
-// most
-//   once, between its Forward and its use, comes back, and is not used meanwhile;
+// * what a segment keeps goes to host memory at most once, between its Forward and its
+//   use, only where it is to be offloaded, comes back, and is not used meanwhile;
 // * what stages receive has come before it is read, what they send is there and is sent
 //   once (that ranks do not wait for each other is shown elsewhere);
 // * gradients are summed over shards and replicas when all their contributions are

@@ -411,6 +411,15 @@ class nn:
         def deal(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             """This rank's tokens of `input` and `labels` [B, S]; the rest of the batch as it is."""
 
+    class HostStore:
+        """Host memory for what blocks keep for their backward."""
+        @property
+        def memory(self) -> core.MemoryCounter:
+            """Its bytes."""
+        @property
+        def moves(self) -> bool:
+            """False where host memory is the memory of the device."""
+
     class Model:
         """A chain of segments and the parameter groups that they use."""
         @property
@@ -475,6 +484,12 @@ class nn:
         def call(self, segment: int, inputs: collections.abc.Sequence[torch.Tensor], function: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], list[torch.Tensor]], again: collections.abc.Callable[[collections.abc.Sequence[torch.Tensor]], None] | None) -> list[torch.Tensor]:
             """Run `function` on detached inputs as a segment, with `again`, if not None, at its Recompute, and let the program go on to the next one. The results have one node of the caller's graph behind them."""
     @staticmethod
+    def copies_on_host() -> nn.HostStore:
+        """Copies to pinned memory, on a CPU to memory that is not counted as the device's."""
+    @staticmethod
+    def host_is_device() -> nn.HostStore:
+        """For a CPU, where everything stays where it is."""
+    @staticmethod
     def initial_value(parameter: nn.ParameterSpec, seed: int) -> torch.Tensor:
         """The whole parameter's initial numbers, float32 on the CPU."""
     @staticmethod
@@ -518,6 +533,9 @@ class parallel:
         def recompute(self) -> list[bool]:
             """By segment."""
         @property
+        def host(self) -> nn.HostStore:
+            """Of what is offloaded; None without."""
+        @property
         def memory_budget_curve(self) -> list[tuple[int, int]]:
             """Bytes kept and flops of computing the rest again, over a microbatch: every choice that no other one beats in both."""
         @property
@@ -548,8 +566,8 @@ class parallel:
         def __init__(self, *, mode: str, every: int=1, recomputed_modules: collections.abc.Sequence[str]=[], budget: float=1.0, rows: int=1, length: int=1, dtype: torch.dtype=torch.float32) -> None:
             """`every` is of mode selective, `recomputed_modules` of per_operation, `budget` of memory_budget. A microbatch has `rows` of `length` tokens and activations of `dtype`."""
     @staticmethod
-    def apply(part: parallel.Part, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool, pipeline: parallel.PipelineOptions | None=None) -> parallel.Applied:
-        """Lay out the model's parameters over the groups and make the step's programs."""
+    def apply(part: parallel.Part, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool, pipeline: parallel.PipelineOptions | None=None, host: nn.HostStore=None) -> parallel.Applied:
+        """Lay out the model's parameters over the groups and make the step's programs. `host` takes what blocks keep for a backward that is not soon."""
     @staticmethod
     def as_part(model: nn.Model, *, segments_per_stage: collections.abc.Sequence[int], rank_of_stage: collections.abc.Sequence[int], rank: int) -> parallel.Part:
         """The same for a model with a forward of its own that was made for the stages of the rank; `segments_per_stage` are theirs."""
@@ -645,6 +663,9 @@ class plan:
         @property
         def totals(self) -> list[int]:
             """Highest total in each action."""
+        @property
+        def host_peak(self) -> int:
+            """Most bytes in host memory, in no total."""
 
     class MemoryUse:
         """Live tensor bytes by purpose."""
@@ -817,7 +838,7 @@ class plan:
 
     class SegmentShape:
         """Sizes of a link of the model's chain, per microbatch."""
-        def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, recompute_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool, saves_outputs: bool=False) -> None: ...
+        def __init__(self, *, name: str, groups: collections.abc.Sequence[int], forward_flops: int, recompute_flops: int, backward_flops: int, input_bytes: int, output_bytes: int, saved_bytes: int, forward_temporary_bytes: int, backward_temporary_bytes: int, recompute: bool, saves_outputs: bool=False, offload: bool=False, offload_bytes: int=0) -> None: ...
         @property
         def name(self) -> str: ...
         @property
@@ -844,6 +865,12 @@ class plan:
         @property
         def saves_outputs(self) -> bool:
             """Whether what backward needs includes the outputs."""
+        @property
+        def offload(self) -> bool:
+            """Whether what backward needs may wait in host memory."""
+        @property
+        def offload_bytes(self) -> int:
+            """What then moves, inputs included."""
 
     class Simulation:
         """Predicted times of a program."""
@@ -873,6 +900,9 @@ class plan:
         def num_microbatches(self) -> int: ...
         @property
         def constant_bytes(self) -> int: ...
+        @property
+        def host_is_device(self) -> bool:
+            """Whether what is offloaded stays where it is, as on a CPU."""
         def with_transport_buffers(self) -> plan.StepShape:
             """The shape where gathers and reductions of every sharded group receive all pieces in a buffer of their own, as over Gloo."""
         def with_optimizer_bytes(self, optimizer_bytes: int) -> plan.StepShape:
@@ -895,8 +925,8 @@ class plan:
     def build_forward_program(shape: plan.StepShape, *, prefetch_depth: int) -> list[plan.Action]:
         """The actions of a validation step."""
     @staticmethod
-    def build_step_program(shape: plan.StepShape, *, prefetch_depth: int, reduce_depth: int, optimizer: plan.OptimizerTiming) -> list[plan.Action]:
-        """The actions of one training step of a rank. Depths are the compute actions that a gather starts ahead and that run during a reduction."""
+    def build_step_program(shape: plan.StepShape, *, prefetch_depth: int, reduce_depth: int, optimizer: plan.OptimizerTiming, offload_depth: int=1) -> list[plan.Action]:
+        """The actions of one training step of a rank. Depths are the compute actions that a gather starts ahead and that run during a reduction and during a copy to or from host memory."""
     @staticmethod
     def draw_timeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], spans: collections.abc.Sequence[collections.abc.Sequence[tuple[float, float]]], *, title: str) -> str:
         """An SVG picture of the programs of all ranks. spans: begin and end of each rank's actions in seconds, predicted or measured."""

@@ -90,7 +90,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     if any(action.kind == "Offload" for action in plan.program):
         if plan.shape.host_is_device:
             yield "  what is offloaded stays: host memory is the memory of a CPU run"
-        else:
+        elif plan.knows_segments:
             label, peak = "on the host, most", memory.host_peak
             yield f"  {label:<18} {'':>16} {peak / _MIB:>16,.1f}"
     if not plan.knows_segments:

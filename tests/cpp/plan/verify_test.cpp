@@ -158,6 +158,13 @@ TEST(Verify, RanksMustStartTheSameCommunicationsInOneOrder) {
   EXPECT_NO_THROW(verify_agreement({}));
 }
 
+TEST(VerifyAgreement, CopiesToHostMemoryAreEachRanksOwnAffair) {
+  Program copies = valid_program();
+  const Action leave = on_segment(K::kOffload, 0);
+  copies.insert(copies.begin() + 5, {leave, wait_for(leave)});
+  EXPECT_NO_THROW(verify_agreement(std::vector<Program>{valid_program(), copies}));
+}
+
 // Three segments, of which the first is offloaded.
 StepShape offloaded_shape() {
   StepShape shape = chain(3, 1, 1, 1);

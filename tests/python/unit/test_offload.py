@@ -42,7 +42,7 @@ def test_a_python_model_has_the_same_bits(options: dict[str, object]) -> None:
 
     expected, found = trained(False), trained(True)
     assert (expected.num_offloads, expected.host_peak) == (0, 0)
-    assert found.num_offloads == 4 * int(str(options.get("microbatches", 1)))
+    assert found.num_offloads == 5 * int(str(options.get("microbatches", 1)))
     assert found.host_peak > 0
     assert found.host_left == 0
     assert found.loss == expected.loss
@@ -71,7 +71,7 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(8)])
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(16)])
         for layer in self.layers:
             layer.register_forward_hook(lambda _, __, result: result.tanh().exp())
 
@@ -159,10 +159,7 @@ def test_a_python_model_frees_the_device(mode: str) -> None:
         )
     (kept, expected), (offloaded, found) = results
     same(found, expected)
-    assert host.memory.live == 0
-    # Of eight layers six move.
-    assert host.memory.peak > kept / 4
-    assert offloaded < kept - 0.9 * host.memory.peak
+    check_memory(kept, offloaded, mode, host)
 
 
 _NO_CORE: _C.nn.Model = None  # type: ignore[assignment]
@@ -194,9 +191,15 @@ def test_what_autograd_saves_of_a_cpp_block_frees_the_device(mode: str) -> None:
     ]
     (kept, expected), (offloaded, found) = results
     same(found, expected)
+    check_memory(kept, offloaded, mode, host)
+
+
+def check_memory(kept: int, offloaded: int, mode: str, host: _C.nn.HostStore) -> None:
+    """In mode full inputs move, else much of all. Some tensors are of two blocks."""
     assert host.memory.live == 0
-    assert host.memory.peak > kept / 10
-    assert offloaded < kept - 0.9 * host.memory.peak
+    assert host.memory.peak > 0
+    freed = 0.4 * kept if mode == "none" else 0.7 * host.memory.peak
+    assert kept - offloaded > freed
 
 
 def test_the_plan_of_a_cpu_run_shows_the_copies_that_move_nothing(

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from plan_configs import SMALL, config_of
+from plan_configs import (
+    SMALL,
+    config_of,
+    make_model_and_step,
+    make_step,
+    random_batches,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchtitan_cpp import _C, build, plan, train_spec
@@ -15,30 +21,7 @@ from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan_cpp.tensor_parallel import RowwiseParallel, tensor_parallel_plan
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.world import World, build_world
-
-
-def make_step(config: JobConfig, world: World, accumulation: int) -> Any:
-    return make_model_and_step(config, world, accumulation)[1]
-
-
-def make_model_and_step(
-    config: JobConfig, world: World, accumulation: int
-) -> tuple[build.Model, Any]:
-    spec = get_train_spec(config.model.name)
-    model = build.build_model(spec, config, world, accumulation=accumulation)
-    model.initialize(0)
-    optimizers = spec.build_optimizers_fn([model.module], config.optimizer, None, None)
-    return model, build.build_step(model, optimizers, config, world)
-
-
-def random_batches(config: JobConfig, count: int) -> list[dict[str, torch.Tensor]]:
-    shape = (config.training.local_batch_size, config.training.seq_len)
-    return [
-        {name: torch.randint(0, 2048, shape) for name in ("input", "labels")}
-        for _ in range(count)
-    ]
-
+from torchtitan_cpp.world import build_world
 
 LAYOUTS = [
     pytest.param(1, (), id="one rank"),
