@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from plan_configs import SMALL, config_of
+from plan_configs import SMALL, assert_planned_as_measured, config_of
 from torch import nn
 from torchtitan_cpp._C.collectives import Group
 from toy_models import Layout, Outcome, Values, make, run
@@ -200,6 +200,40 @@ def check_memory(kept: int, offloaded: int, mode: str, host: _C.nn.HostStore) ->
     assert host.memory.peak > 0
     freed = 0.4 * kept if mode == "none" else 0.7 * host.memory.peak
     assert kept - offloaded > freed
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags"),
+    [
+        pytest.param(
+            1,
+            (
+                "--activation_checkpoint.mode=none",
+                "--activation_checkpoint.offload",
+                "--training.global_batch_size=4",
+            ),
+            id="offload, two microbatches",
+        ),
+        pytest.param(
+            1,
+            ("--activation_checkpoint.mode=full", "--activation_checkpoint.offload"),
+            id="offload of inputs",
+        ),
+        pytest.param(
+            4,
+            (
+                "--activation_checkpoint.mode=selective",
+                "--activation_checkpoint.selective_ac_option=op",
+                "--activation_checkpoint.offload",
+            ),
+            id="offload of results, fsdp 4",
+        ),
+    ],
+)
+def test_the_plan_is_what_a_step_does(
+    world_size: int, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_planned_as_measured(world_size, flags, monkeypatch)
 
 
 def test_the_plan_of_a_cpu_run_shows_the_copies_that_move_nothing(

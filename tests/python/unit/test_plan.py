@@ -9,14 +9,14 @@ import pytest
 import torch
 from plan_configs import (
     SMALL,
+    assert_planned_as_measured,
     config_of,
-    make_model_and_step,
     make_step,
     random_batches,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchtitan_cpp import _C, build, plan, train_spec
+from torchtitan_cpp import build, plan, train_spec
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan_cpp.tensor_parallel import RowwiseParallel, tensor_parallel_plan
@@ -36,29 +36,6 @@ LAYOUTS = [
     ),
     pytest.param(
         1, ("--activation_checkpoint.mode=memory_budget",), id="recompute by budget"
-    ),
-    pytest.param(
-        1,
-        (
-            "--activation_checkpoint.mode=none",
-            "--activation_checkpoint.offload",
-            "--training.global_batch_size=4",
-        ),
-        id="offload, two microbatches",
-    ),
-    pytest.param(
-        1,
-        ("--activation_checkpoint.mode=full", "--activation_checkpoint.offload"),
-        id="offload of inputs",
-    ),
-    pytest.param(
-        4,
-        (
-            "--activation_checkpoint.mode=selective",
-            "--activation_checkpoint.selective_ac_option=op",
-            "--activation_checkpoint.offload",
-        ),
-        id="offload of results, fsdp 4",
     ),
     pytest.param(4, (), id="fsdp 4"),
     pytest.param(
@@ -86,40 +63,7 @@ LAYOUTS = [
 def test_the_plan_is_what_a_step_does(
     world_size: int, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Collectives exactly, peak bytes of tensors within 2 percent."""
-    monkeypatch.setenv("NGPU", str(world_size))
-    # The peers of the step below answer at once: no transport receives anything.
-    monkeypatch.setattr("torchtitan_cpp.plan.make.find_device_type", lambda: "cuda")
-    # What is offloaded moves, also on this machine.
-    monkeypatch.setattr(
-        "torchtitan_cpp.activation_checkpoint.find_device_type", lambda: "cuda"
-    )
-    config = config_of(*flags, world_size=world_size)
-    fake = build_world(config)
-    planned = plan.make_plan(config, fake)
-
-    memory = _C.core.cpu_memory()
-    before = memory.live
-    # Memory behind its tensors, and peers that answer at once with nothing.
-    world = replace(fake, device=torch.device("cpu"))
-    model, step = make_model_and_step(config, world, planned.shape.num_microbatches)
-    batches = random_batches(config, planned.shape.num_microbatches)
-    world.recorder.reset()
-    memory.reset_peak()
-    step.run(batches, learning_rate=1e-3, step=1)
-    measured = memory.peak - before
-    assert planned.memory.peak.total() == pytest.approx(measured, rel=0.02)
-    host = model.applied.host
-    assert planned.memory.host_peak == (host.memory.peak if host else 0)
-    assert (planned.memory.host_peak > 0) == config.activation_checkpoint.offload
-
-    counted = {
-        key: (traffic.calls, traffic.bytes)
-        for key, traffic in world.recorder.totals().items()
-    }
-    assert counted == {
-        key: (traffic.calls, traffic.bytes) for key, traffic in planned.traffic.items()
-    }
+    assert_planned_as_measured(world_size, flags, monkeypatch)
 
 
 def test_main_prints_mesh_program_memory_and_traffic(
