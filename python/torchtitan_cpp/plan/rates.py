@@ -30,7 +30,7 @@ class Rates:
     """Copies between device and host memory, 1e9 bytes per second; None: there are
     none."""
     network_latency_us: float = 0.0
-    """Of each collective, microseconds."""
+    """Of each collective and message, microseconds."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -90,18 +90,18 @@ def rates_of(arguments: argparse.Namespace, *, num_ranks: int) -> Rates | None:
     return Rates(**given)
 
 
-def predict_time(
-    program: Sequence[_C.plan.Action],
-    shape: _C.plan.StepShape,
+def predict_times(
+    programs: Sequence[Sequence[_C.plan.Action]],
+    shapes: Sequence[_C.plan.StepShape],
     rates: Rates,
     axes: Mapping[str, int],
-) -> _C.plan.Simulation:
-    """Seconds of the program.
+) -> list[_C.plan.Simulation]:
+    """Seconds of the programs of all ranks of a pipeline, or of the one without.
 
     Args:
-        axes: ranks of each mesh axis that a collective may use.
+        axes: ranks of each mesh axis that a collective or message may use.
     Raises:
-        ValueError: if the program copies to host memory and there is no rate for that.
+        ValueError: if a program copies to host memory and there is no rate for that.
     """
     link = (
         (rates.network_gb_per_second or 0.0) * 1e9,
@@ -110,15 +110,19 @@ def predict_time(
     links = {axis: link for axis, size in axes.items() if size > 1}
     if rates.host_gb_per_second is not None:
         links["host"] = (rates.host_gb_per_second * 1e9, 0.0)
-    elif not shape.host_is_device and any(a.kind == "Offload" for a in program):
+    elif any(map(_moves_to_host, programs, shapes)):
         raise ValueError(
             "--tflops: with activation_checkpoint.offload the time depends on how fast "
             "the host is reached; give --host_gb_per_second as well"
         )
     return _C.plan.simulate(
-        program,
-        shape,
+        programs,
+        shapes,
         flops_per_second=rates.tflops * 1e12,
         memory_bytes_per_second=rates.memory_gb_per_second * 1e9,
         links=links,
     )
+
+
+def _moves_to_host(program: Sequence[_C.plan.Action], shape: _C.plan.StepShape) -> bool:
+    return not shape.host_is_device and any(a.kind == "Offload" for a in program)
