@@ -10,7 +10,8 @@
 #   NGPU         number of ranks on this machine, started by torchrun; 1 needs none
 #   CONFIG_FILE  TOML file of the job; default: the debug job in the package
 #   LOG_RANK     ranks whose output is shown, e.g. 0,1
-#   COMM_MODE    e.g. fake_backend: one process plays rank 0 of NGPU, for one step
+#   COMM_MODE    fake_backend: one process plays rank 0 of NGPU, for one step;
+#                local_tensor: one process trains, its threads are the NGPU ranks
 #   TRAIN_FILE   module that trains
 set -euo pipefail
 
@@ -33,8 +34,10 @@ flags=("$@")
 
 status=0
 if [ -n "$comm_mode" ]; then
-  NGPU=$ngpu LOCAL_RANK=0 python -m "$train_file" "${flags[@]}" \
-    "--comm.mode=$comm_mode" --training.steps=1 || status=$?
+  flags+=("--comm.mode=$comm_mode")
+  [ "$comm_mode" != fake_backend ] || flags+=(--training.steps=1)
+  NGPU=$ngpu LOCAL_RANK=0 LOG_RANK=$log_rank \
+    python -m "$train_file" "${flags[@]}" || status=$?
 elif [ "$ngpu" -eq 1 ]; then
   python -m "$train_file" "${flags[@]}" || status=$?
 else
@@ -57,7 +60,7 @@ import sys
 from torchtitan_cpp.config import load_config
 config = load_config(sys.argv[1:]).config
 print("" if config.comm.mode == "fake_backend" else config.job.dump_folder)' \
-  "${flags[@]}" ${comm_mode:+"--comm.mode=$comm_mode"})
+  "${flags[@]}")
 [ -n "$folder" ] || exit 0
 cat <<TEXT
 

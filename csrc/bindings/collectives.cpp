@@ -125,6 +125,15 @@ void bind_worlds(py::module_& module) {
           py::arg("ranks") = py::none(),
           "The group of `ranks` (default all), in that order, as seen by `rank`.")
       .def(
+          "set_timeout",
+          [](const LocalWorld& world, double seconds) {
+            world.set_timeout(to_milliseconds(seconds));
+          },
+          py::arg("seconds"), Released(),
+          "Longest wait for one operation, of waits that begin after it.")
+      .def("set_patient", &LocalWorld::set_patient, py::arg("rank"), py::arg("patient"),
+           Released(), "Whether waits of the rank have no deadline.")
+      .def(
           "abort",
           [](const LocalWorld& world, const std::string& cause) {
             world.abort(std::make_exception_ptr(CollectiveError(cause)));

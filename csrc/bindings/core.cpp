@@ -19,6 +19,10 @@ void bind_core(py::module_ module) {
   module.def("cpu_memory", &core::cpu_memory, py::return_value_policy::reference,
              "Bytes of CPU tensors. The first call puts the allocator that counts and "
              "keeps pages in place of torch's.");
+  module.def(
+      "thread_memory", &core::thread_memory, py::return_value_policy::reference,
+      "Bytes of CPU tensors that the calling thread makes from its first call on, "
+      "whoever frees them.");
   module.def("release_kept_cpu_memory", &core::release_kept_cpu_memory,
              "Give pages that are kept for reuse back to the system.",
              py::call_guard<py::gil_scoped_release>());

@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <thread>
 #include <tuple>
@@ -95,8 +96,9 @@ std::string join(const std::vector<int64_t>& ranks) {
 
 struct LocalWorld::State {
   int64_t size;
+  std::mutex mutex;  // of all that follows
   std::chrono::milliseconds timeout;
-  std::mutex mutex;
+  std::set<int64_t> patient;
   std::condition_variable changed;
   std::exception_ptr cause;
   std::map<std::pair<std::string, std::vector<int64_t>>, std::shared_ptr<Room>> rooms;
@@ -113,10 +115,10 @@ namespace {
 class LocalWork : public Work {
  public:
   LocalWork(std::shared_ptr<LocalWorld::State> world, std::shared_ptr<Room> room,
-            std::shared_ptr<Meeting> meeting, std::vector<int64_t> seats,
+            std::shared_ptr<Meeting> meeting, int64_t rank, std::vector<int64_t> seats,
             std::string what)
       : world_(std::move(world)), room_(std::move(room)), meeting_(std::move(meeting)),
-        seats_(std::move(seats)), what_(std::move(what)) {}
+        rank_(rank), seats_(std::move(seats)), what_(std::move(what)) {}
 
   bool completed() override {
     const std::scoped_lock lock(world_->mutex);
@@ -126,11 +128,11 @@ class LocalWork : public Work {
   void wait() override {
     std::unique_lock lock(world_->mutex);
     const auto ended = [this] { return meeting_->done || world_->cause; };
-    const bool in_time = world_->changed.wait_for(lock, world_->timeout, ended);
-    if (!in_time && all_started()) {
-      world_->changed.wait(lock, ended);  // a copy is being made, however long it takes
-    } else if (!in_time) {
-      world_->cause = std::make_exception_ptr(CollectiveError(late()));
+    const std::chrono::milliseconds timeout = world_->timeout;
+    while (!world_->changed.wait_for(lock, timeout, ended)) {
+      // Once all have started a copy is being made, however long it takes.
+      if (all_started() || world_->patient.contains(room_->ranks[rank_])) continue;
+      world_->cause = std::make_exception_ptr(CollectiveError(late(timeout)));
       world_->changed.notify_all();
     }
     if (!meeting_->done) std::rethrow_exception(world_->cause);
@@ -143,12 +145,12 @@ class LocalWork : public Work {
     return meeting_->num_started == static_cast<int64_t>(seats_.size());
   }
 
-  std::string late() const {
+  std::string late(std::chrono::milliseconds timeout) const {
     std::vector<int64_t> missing;
     for (size_t seat = 0; seat < seats_.size(); ++seat) {
       if (!meeting_->started[seat]) missing.push_back(room_->ranks[seats_[seat]]);
     }
-    const double seconds = std::chrono::duration<double>(world_->timeout).count();
+    const double seconds = std::chrono::duration<double>(timeout).count();
     std::ostringstream text;
     text << join(missing) << " did not start " << what_ << " of group '" << room_->name
          << "' (" << join(room_->ranks) << ") within " << seconds << " s";
@@ -158,6 +160,7 @@ class LocalWork : public Work {
   std::shared_ptr<LocalWorld::State> world_;
   std::shared_ptr<Room> room_;
   std::shared_ptr<Meeting> meeting_;
+  int64_t rank_;                // who waits, and
   std::vector<int64_t> seats_;  // who meets, as members of the room
   std::string what_;
 };
@@ -190,7 +193,7 @@ class LocalBackend : public Backend {
       world_->abort(std::current_exception());
       throw;
     }
-    return std::make_shared<LocalWork>(world_, room_, std::move(meeting),
+    return std::make_shared<LocalWork>(world_, room_, std::move(meeting), rank_,
                                        std::move(seats), std::move(what));
   }
 
@@ -237,11 +240,27 @@ class LocalBackend : public Backend {
 LocalWorld::LocalWorld(int64_t size, std::chrono::milliseconds timeout)
     : state_(std::make_shared<State>()) {
   TORCH_CHECK_VALUE(size > 0, "LocalWorld: size must be positive, but is ", size);
+  state_->size = size;
+  set_timeout(timeout);
+}
+
+void LocalWorld::set_timeout(std::chrono::milliseconds timeout) const {
   TORCH_CHECK_VALUE(timeout.count() > 0,
                     "LocalWorld: timeout must be positive, but is ", timeout.count(),
                     " ms");
-  state_->size = size;
+  const std::scoped_lock lock(state_->mutex);
   state_->timeout = timeout;
+}
+
+void LocalWorld::set_patient(int64_t rank, bool patient) const {
+  TORCH_CHECK_VALUE(rank >= 0 && rank < size(), "LocalWorld: rank ", rank,
+                    " is not in a world of ", size());
+  const std::scoped_lock lock(state_->mutex);
+  if (patient) {
+    state_->patient.insert(rank);
+  } else {
+    state_->patient.erase(rank);
+  }
 }
 
 int64_t LocalWorld::size() const { return state_->size; }

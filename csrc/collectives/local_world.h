@@ -19,7 +19,8 @@ namespace torchtitan::collectives {
 //
 // When a rank fails, abort() wakes all others and they throw the FIRST cause, whatever
 // rank they are; so does every later verb. An operation that not all ranks start within
-// `timeout`, or that ranks start differently, aborts the world as well.
+// `timeout`, or that ranks start differently, aborts the world as well; waits of a
+// patient rank have no deadline.
 class LocalWorld {
  public:
   LocalWorld(int64_t size, std::chrono::milliseconds timeout);
@@ -31,6 +32,11 @@ class LocalWorld {
   // The given ranks in that order, seen by `rank`, which is one of them. Threads that
   // name the same group by the same ranks meet in it, however often they ask for it.
   Group group(int64_t rank, std::string name, const std::vector<int64_t>& ranks) const;
+
+  // Of waits that begin after it. Throws c10::ValueError unless it is positive.
+  void set_timeout(std::chrono::milliseconds timeout) const;
+  // Of waits under way, too.
+  void set_patient(int64_t rank, bool patient) const;
 
   // The first cause stays. Null is refused.
   void abort(std::exception_ptr cause) const;

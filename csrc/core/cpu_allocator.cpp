@@ -18,8 +18,11 @@ namespace {
 struct alignas(64) Header {
   size_t requested;
   size_t size_class;
-  Header* next;  // while kept
+  MemoryCounter* made_by;  // of a thread that counts its own; or null
+  Header* next;            // while kept
 };
+
+thread_local MemoryCounter* own_counter = nullptr;
 
 // Sizes are rounded up to eight steps for each power of two (at most 1/8 is lost), so
 // that tensors of nearly equal sizes can take each other's place.
@@ -53,7 +56,9 @@ class KeepingAllocator final : public c10::Allocator {
     if (size == 0) return {nullptr, cpu};
     Header* header = take(size);
     header->requested = size;
+    header->made_by = own_counter;
     counter.add(static_cast<int64_t>(size));
+    if (own_counter != nullptr) own_counter->add(static_cast<int64_t>(size));
     void* const data = header + 1;
     return {data, data, &give_back, cpu};
   }
@@ -65,7 +70,9 @@ class KeepingAllocator final : public c10::Allocator {
   }
 
   void keep(Header* header) {
-    counter.remove(static_cast<int64_t>(header->requested));
+    const auto requested = static_cast<int64_t>(header->requested);
+    counter.remove(requested);
+    if (header->made_by != nullptr) header->made_by->remove(requested);
     const std::lock_guard lock(mutex_);
     header->next = kept_[header->size_class];
     kept_[header->size_class] = header;
@@ -141,6 +148,13 @@ void give_back(void* data) {
 }  // namespace
 
 MemoryCounter& cpu_memory() { return allocator().counter; }
+
+MemoryCounter& thread_memory() {
+  allocator();
+  // Never destroyed: blocks point to it.
+  if (own_counter == nullptr) own_counter = new MemoryCounter;
+  return *own_counter;
+}
 
 void release_kept_cpu_memory() { allocator().release_kept(); }
 

@@ -13,6 +13,11 @@ namespace torchtitan::core {
 // cleared. Safe from any thread and in a forked child.
 MemoryCounter& cpu_memory();
 
+// The same for tensors that the calling thread makes after its first call, whoever
+// frees them: what one rank holds where ranks are threads of one process. Like the
+// tensors, the counter may outlive the thread.
+MemoryCounter& thread_memory();
+
 // Gives back to the system what is kept for reuse and not in a tensor now.
 void release_kept_cpu_memory();
 

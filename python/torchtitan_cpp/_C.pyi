@@ -65,6 +65,10 @@ class collectives:
             """Number of ranks."""
         def group(self, rank: int, *, name: str='world', ranks: collections.abc.Sequence[int] | None=None) -> collectives.Group:
             """The group of `ranks` (default all), in that order, as seen by `rank`."""
+        def set_timeout(self, seconds: float) -> None:
+            """Longest wait for one operation, of waits that begin after it."""
+        def set_patient(self, rank: int, patient: bool) -> None:
+            """Whether waits of the rank have no deadline."""
         def abort(self, cause: str) -> None:
             """Make every rank throw CollectiveError(cause); the first cause stays."""
 
@@ -211,6 +215,9 @@ class core:
     @staticmethod
     def stop_requested() -> bool:
         """Whether SIGTERM has come since install_stop_signal()."""
+    @staticmethod
+    def thread_memory() -> core.MemoryCounter:
+        """Bytes of CPU tensors that the calling thread makes from its first call on, whoever frees them."""
 
 class data:
 

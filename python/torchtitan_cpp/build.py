@@ -33,6 +33,7 @@ from torchtitan_cpp.nn.stages import drop_parameters, keep_modules
 from torchtitan_cpp.optim import OptimizersContainer
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.pipeline import Pipeline, modules_of, plan_pipeline
+from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.tensor_parallel.division import Division
 from torchtitan_cpp.tensor_parallel.misfits import NO_PLAN
 from torchtitan_cpp.train_spec import TrainSpec
@@ -83,7 +84,7 @@ def build_model(
     args = copy.deepcopy(spec.model_args[job_config.model.flavor])
     args.update_from_config(job_config)
     master_dtype: torch.dtype = getattr(torch, training.dtype)
-    with torch.device("meta"), default_dtype(master_dtype):
+    with turn(), torch.device("meta"), default_dtype(master_dtype):
         module = spec.model_cls(args)
     num_params, flops = args.get_nparams_and_flops(module, training.seq_len)
     dtype = getattr(torch, compute_dtype(training))
@@ -288,13 +289,14 @@ def _initialize_python(
     world: World,
 ) -> None:
     """Parameters are drawn in float32 whatever they are stored in; buffers are not."""
-    whole = make_whole(make, seed=seed, dtype=torch.float32)
-    load_whole(applied.groups, named_values(whole))
-    if dtype != torch.float32:
-        whole = make_whole(make, seed=seed, dtype=dtype)
-    copy_buffers(module, whole, world.device)
-    # Ranks that read different rows draw different numbers, for dropout.
-    torch.manual_seed(seed + 1 + world.data_rank)
+    with turn():
+        whole = make_whole(make, seed=seed, dtype=torch.float32)
+        load_whole(applied.groups, named_values(whole))
+        if dtype != torch.float32:
+            whole = make_whole(make, seed=seed, dtype=dtype)
+        copy_buffers(module, whole, world.device)
+        # Ranks that read different rows draw different numbers, for dropout.
+        torch.manual_seed(seed + 1 + world.data_rank)
 
 
 def build_step(

@@ -18,11 +18,14 @@ class GarbageCollection:
         gc_freq: ``training.gc_freq``, steps between collections.
         debug: ``training.gc_debug``: collect every generation after every step and
             report what reference cycles kept alive.
+        leads_process: False on a rank whose process another one collects in.
     Raises:
         ValueError: if ``gc_freq`` is not positive.
     """
 
-    def __init__(self, gc_freq: int = 1000, debug: bool = False) -> None:
+    def __init__(
+        self, gc_freq: int = 1000, debug: bool = False, *, leads_process: bool = True
+    ) -> None:
         if gc_freq <= 0:
             raise ValueError(
                 f"training.gc_freq: expected a positive number of steps, "
@@ -30,12 +33,16 @@ class GarbageCollection:
             )
         self.gc_freq = gc_freq
         self.debug = debug
-        self._was_enabled = gc.isenabled()
-        gc.disable()
-        self.collect("Initial GC collection")
+        self._leads_process = leads_process
+        self._was_enabled = leads_process and gc.isenabled()
+        if leads_process:
+            gc.disable()
+            self.collect("Initial GC collection")
 
     def run(self, step_count: int) -> None:
         """To be called once a step, before its work."""
+        if not self._leads_process:
+            return
         if self.debug:
             self._report_cycles(step_count)
         elif step_count > 1 and step_count % self.gc_freq == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch
 
 from torchtitan_cpp import _C
 
+CollectiveError = _C.collectives.CollectiveError
 Group = _C.collectives.Group
 LocalWorld = _C.collectives.LocalWorld
 Recorder = _C.collectives.Recorder
@@ -20,6 +22,9 @@ AxisRanks = Mapping[str, Sequence[Sequence[int]]]
 """Ranks of every group of every axis: each rank is in one group of each axis."""
 
 _T = TypeVar("_T")
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+"""How late the caller of run_local may learn of a failure."""
 
 
 def own_ranks(
@@ -66,33 +71,59 @@ def make_fake_groups(
     return groups
 
 
-def run_local(world: LocalWorld, body: Callable[[int], _T]) -> list[_T]:
+def run_local(
+    world: LocalWorld,
+    body: Callable[[int], _T],
+    *,
+    num_threads: int = 1,
+    grace_seconds: float = float("inf"),
+) -> list[_T]:
     """Call ``body(rank)`` in one thread for each rank and return the results by rank.
 
-    Each thread computes with one thread of its own. When a rank fails, all others that
-    wait for it end with its message, and its own exception is raised here.
+    When a rank fails, all others that wait for it end with its message, and its own
+    exception is raised here. So does an interrupt of the caller, Ctrl-C, end them.
+
+    Args:
+        num_threads: that each rank computes with.
+        grace_seconds: ranks that go on for longer after a failure are left behind.
     """
     results: dict[int, _T] = {}
     first_error: list[BaseException] = []
     lock = threading.Lock()
+    failed = threading.Event()
+
+    def fail(who: str, error: BaseException) -> None:
+        with lock:
+            first_error.append(error)
+        world.abort(f"{who}: {type(error).__name__}: {first_line(error)}")
+        failed.set()
 
     def run_rank(rank: int) -> None:
         try:
-            torch.set_num_threads(1)
+            torch.set_num_threads(num_threads)
             results[rank] = body(rank)
         except BaseException as error:  # raised again below, whatever it is
-            with lock:
-                first_error.append(error)
-            world.abort(f"rank {rank}: {type(error).__name__}: {first_line(error)}")
+            fail(f"rank {rank}", error)
 
+    # A rank that is left behind must not keep the process alive.
     threads = [
-        threading.Thread(target=run_rank, args=(rank,), name=f"rank {rank}")
+        threading.Thread(
+            target=run_rank, args=(rank,), name=f"rank {rank}", daemon=True
+        )
         for rank in range(world.size)
     ]
     for thread in threads:
         thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads) and not failed.is_set():
+            for thread in threads:
+                thread.join(_SECONDS_BETWEEN_LOOKS / world.size)
+    except BaseException as error:
+        fail("the main thread", error)
+    deadline = time.monotonic() + grace_seconds
     for thread in threads:
-        thread.join()
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(_SECONDS_BETWEEN_LOOKS)
     if first_error:
         raise first_error[0]
     return [results[rank] for rank in range(world.size)]

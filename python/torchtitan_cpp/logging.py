@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Collection
 from typing import TextIO
+
+from torchtitan_cpp.rank_thread import current_rank
 
 LINE_FORMAT = "[titan] %(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
@@ -16,14 +19,19 @@ logger = logging.getLogger("torchtitan_cpp")
 class _RankFilter(logging.Filter):
     """Lets a quiet rank say only what somebody must act on, with its number."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, shown_ranks: Collection[int]) -> None:
         super().__init__()
         self._rank = rank
+        self._shown_ranks = shown_ranks
 
     def filter(self, record: logging.LogRecord) -> bool:
+        local = current_rank()
+        rank = local.rank if local else self._rank
+        if rank in self._shown_ranks:
+            return True
         if record.levelno < logging.WARNING:
             return False
-        prefix = f"rank {self._rank}: "
+        prefix = f"rank {rank}: "
         if not record.getMessage().startswith(prefix):
             record.msg, record.args = prefix + record.getMessage(), ()
         return True
@@ -41,7 +49,7 @@ def init_logger(
     handler of the earlier call, so lines never appear twice.
 
     Args:
-        rank: this process's global rank.
+        rank: this process's global rank; unused where ranks are its threads.
         shown_ranks: ranks that write everything; any other rank writes warnings and
             errors only, each prefixed with its number. None: all ranks write all.
         stream: where to write; standard output by default, as in torchtitan.
@@ -50,14 +58,19 @@ def init_logger(
     """
     handler = logging.StreamHandler(stream if stream is not None else sys.stdout)
     handler.setFormatter(logging.Formatter(LINE_FORMAT))
-    if shown_ranks is not None and rank not in shown_ranks:
-        handler.addFilter(_RankFilter(rank))
+    if shown_ranks is not None:
+        handler.addFilter(_RankFilter(rank, shown_ranks))
     logger.handlers.clear()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     # A handler of the root logger would write every line a second time.
     logger.propagate = False
     return handler
+
+
+def shown_ranks() -> tuple[int, ...]:
+    """Ranks whose lines are wanted, by the environment variable ``LOG_RANK``."""
+    return parse_log_rank(os.environ.get("LOG_RANK"))
 
 
 def parse_log_rank(text: str | None) -> tuple[int, ...]:

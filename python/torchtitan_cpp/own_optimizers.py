@@ -10,6 +10,7 @@ from torch import nn
 
 from torchtitan_cpp.nn import parameter_groups
 from torchtitan_cpp.optim import OptimizersContainer
+from torchtitan_cpp.rank_thread import turn
 
 
 class OwnOptimizers:
@@ -83,7 +84,7 @@ class OwnOptimizers:
                     "change its values in place (copy_, load_state_dict without assign)"
                 )
             parameter.grad = shard.gradient.to(parameter.dtype)
-        with torch.enable_grad():
+        with turn(), torch.enable_grad():
             for each in steppers:
                 each.step()
 

@@ -2,7 +2,7 @@
 
 ``init_distributed`` joins the other processes, ``Distributed.make_groups`` makes the
 groups, ``Distributed.close`` leaves. Threads of one process take ``LocalWorld`` and
-``run_local``; dry runs take ``make_fake_groups``.
+``run_local`` (see rank_thread.py); dry runs take ``make_fake_groups``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.launch_environment import LaunchEnvironment
 from torchtitan_cpp.local_ranks import (
     AxisRanks,
+    CollectiveError,
+    LocalWorld,
     first_line,
     make_fake_groups,
     make_local_groups,
@@ -32,10 +34,8 @@ from torchtitan_cpp.local_ranks import (
     run_local,
 )
 
-CollectiveError = _C.collectives.CollectiveError
 Group = _C.collectives.Group
 Heartbeat = _C.collectives.Heartbeat
-LocalWorld = _C.collectives.LocalWorld
 Recorder = _C.collectives.Recorder
 Watch = _C.collectives.Watch
 c10d_group = _C.collectives.c10d_group
@@ -197,6 +197,10 @@ class Distributed:
             backend=_BACKENDS[self.device.type],
         )
         self._process_groups[ranks] = made if self.rank in ranks else None
+
+    def begin_step(self, step: int) -> None:
+        """Note the step for messages about ranks that are lost."""
+        self.watch.step = step
 
     def first_step_passed(self) -> None:
         """Switch from ``comm.init_timeout_seconds`` to ``train_timeout_seconds``.

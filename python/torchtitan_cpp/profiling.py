@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 
 from torchtitan_cpp.logging import logger
 
@@ -71,6 +72,7 @@ def maybe_enable_profiling(
     base_folder: str = "",
     leaf_folder: str = "",
     rank: int = 0,
+    all_threads: bool = False,
 ) -> Iterator[StepProfiler | None]:
     """Trace the last ``profiler_active`` of every ``profile_freq`` steps.
 
@@ -80,6 +82,7 @@ def maybe_enable_profiling(
     Args:
         global_step: steps finished before; windows lie at the same steps after a
             resume.
+        all_threads: not only what this thread does: ranks may be threads.
     Yields:
         What to call ``step()`` on after each training step; None when off.
     Raises:
@@ -124,6 +127,7 @@ def maybe_enable_profiling(
         schedule=lambda step: plan(global_step + step),
         on_trace_ready=write_trace,
         record_shapes=True,
+        experimental_config=_ExperimentalConfig(profile_all_threads=all_threads),
     ) as profiler:
 
         def on_step(step: int) -> None:

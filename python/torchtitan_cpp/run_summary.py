@@ -155,6 +155,11 @@ def _describe_clipping(trainer: Trainer) -> str:
 
 def _notes(trainer: Trainer) -> list[str]:
     notes = []
+    if trainer.world.is_local:
+        notes.append(
+            "the ranks are threads of one process (comm.mode local_tensor), whose "
+            "memory the lines of steps show"
+        )
     if pipeline := trainer.model.pipeline:
         schedule = pipeline.schedule
         rounds = f" x {pipeline.rounds} rounds" if pipeline.rounds > 1 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torchtitan_cpp.profiling import (
@@ -25,13 +25,16 @@ def profile_steps(trainer: Trainer) -> Iterator[Callable[[], None]]:
         "base_folder": trainer.job_config.job.dump_folder,
         "rank": trainer.world.rank,
     }
-    device = trainer.world.device
+    world = trainer.world
     with ExitStack() as stack:
         profilers = [
             stack.enter_context(each)
             for each in (
-                maybe_enable_profiling(section, **where),
-                maybe_enable_memory_snapshot(section, **where, device=device),
+                # A process has one, whatever its threads.
+                maybe_enable_profiling(section, **where, all_threads=world.is_local)
+                if world.leads_process
+                else nullcontext(),
+                maybe_enable_memory_snapshot(section, **where, device=world.device),
                 maybe_record_times(trainer),
             )
         ]

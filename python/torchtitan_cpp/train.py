@@ -1,5 +1,7 @@
 """Trains: ``torchrun -m torchtitan_cpp.train [flags]``, or ``python -m`` for one rank.
 
+With ``--comm.mode=local_tensor`` that one process runs ``NGPU`` ranks as its threads.
+
 ``--help`` lists all flags. Without ``--job.config_file`` the packaged debug job runs.
 """
 
@@ -16,6 +18,7 @@ from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
 from torchtitan_cpp.errors import needs_traceback
 from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
+from torchtitan_cpp.train_local import train_local
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.world import find_device_type, find_world_size
 
@@ -37,9 +40,10 @@ def main(
     try:
         loaded = read_config(argv)
         import_custom_code(loaded)
+        world_size = find_world_size(loaded.config)
         check_run(
             loaded,
-            world_size=find_world_size(loaded.config),
+            world_size=world_size,
             device=find_device_type(),
             known=known_names(loaded),
             misfits=model_misfits(loaded),
@@ -49,6 +53,13 @@ def main(
         return EXIT_BAD_INPUT
     for note in loaded.notes:
         _print_once(f"note: {note}")
+    if loaded.config.comm.mode == "local_tensor":
+        return train_local(
+            loaded.config,
+            trainer_class,
+            world_size=world_size,
+            stop_echo_seconds=STOP_ECHO_SECONDS,
+        )
     trainer: Trainer | None = None
     try:
         trainer = trainer_class(loaded.config)

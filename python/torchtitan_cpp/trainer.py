@@ -5,39 +5,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
-from typing import Any
 
 import torch
 
 from torchtitan_cpp import _C, build, dry_run
-from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.config import JobConfig, config_json, save_config
-from torchtitan_cpp.data import DataLoader, check_vocabulary
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
-from torchtitan_cpp.logging import init_logger, logger, parse_log_rank
+from torchtitan_cpp.input_data import (
+    Batch,
+    batches_of,
+    build_dataloader,
+    build_tokenizer,
+)
+from torchtitan_cpp.logging import init_logger, logger, shown_ranks
 from torchtitan_cpp.memory_budget import write_asked_curve
 from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
-from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import as_container
 from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.training_state import GroupRanks, collect, load
+from torchtitan_cpp.training_state import build_checkpointer, collect, load
 from torchtitan_cpp.world import World, build_world
-
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 class Trainer:
@@ -55,9 +53,8 @@ class Trainer:
             import_module(job_config.experimental.custom_import)
         self.spec = get_train_spec(job_config.model.name)
         self.world: World = build_world(job_config)
-        init_logger(
-            self.world.rank, shown_ranks=parse_log_rank(os.environ.get("LOG_RANK"))
-        )
+        if not self.world.is_local:  # else whoever started the threads has done it
+            init_logger(self.world.rank, shown_ranks=shown_ranks())
         logger.info("Starting job: %s", job_config.job.description)
         try:
             self._build()
@@ -73,10 +70,12 @@ class Trainer:
     def _build(self) -> None:
         job_config = self.job_config
         if self.world.device.type == "cpu":
-            _C.core.cpu_memory()  # from now on tensors are counted and pages kept
+            tensor_memory = self.world.count_memory()
         set_determinism(job_config.debug)
         self.gc_handler = GarbageCollection(
-            job_config.training.gc_freq, job_config.training.gc_debug
+            job_config.training.gc_freq,
+            job_config.training.gc_debug,
+            leads_process=self.world.leads_process,
         )
         dims = self.world.parallel_dims
         training = job_config.training
@@ -104,62 +103,23 @@ class Trainer:
         self.executor = build.build_step(
             self.model, self.optimizers, job_config, self.world
         )
-        self.tokenizer = self._build_tokenizer()
-        self.dataloader = self._build_dataloader()
+        self.tokenizer = build_tokenizer(self)
+        self.dataloader = build_dataloader(self)
         build_metrics = self.spec.build_metrics_processor_fn or build_metrics_processor
         self.metrics = build_metrics(job_config, dims, self.model.args)
         self.metrics.num_flops_per_token = self.model.flops_per_token
         if self.world.device.type == "cpu":
-            self.metrics.peak_tensor_bytes = lambda: _C.core.cpu_memory().peak
+            self.metrics.peak_tensor_bytes = lambda: tensor_memory.peak
         self.validator = build_validator(self)
         self.step = 0
         self.optimizer_step = 0  # updates that the moments have seen
         self.num_tokens_seen = 0
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: dict[int, float] = {}
-        self.checkpointer = self._build_checkpointer()
+        self.checkpointer = build_checkpointer(self)
         self.load()
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
-
-    def _build_tokenizer(self) -> Any:
-        if self.spec.build_tokenizer_fn is None or self.world.is_fake:
-            return None
-        tokenizer = self.spec.build_tokenizer_fn(self.job_config)
-        if isinstance(self.model.module, CppModule):
-            self.model.module.use_tokenizer(tokenizer)
-        vocab_size = getattr(self.model.args, "vocab_size", None)
-        if vocab_size is not None:
-            check_vocabulary(tokenizer, vocab_size)
-        return tokenizer
-
-    def _build_dataloader(self) -> Any:
-        if self.world.is_fake:
-            return None
-        loader = self.spec.build_dataloader_fn(
-            dp_world_size=self.world.parallel_dims.batch,
-            dp_rank=self.world.data_rank,
-            tokenizer=self.tokenizer,
-            job_config=self.job_config,
-        )
-        vocab_size = getattr(self.model.args, "vocab_size", None)
-        if vocab_size is not None and isinstance(loader, DataLoader):
-            loader.check_ids_below(vocab_size)
-        return loader
-
-    def _build_checkpointer(self) -> CheckpointManager:
-        config = self.job_config
-        adapter = self.spec.state_dict_adapter
-        return CheckpointManager(
-            config.checkpoint,
-            base_folder=config.job.dump_folder,
-            ranks=GroupRanks(self.world),
-            adapter=adapter(self.model.args, config.model.hf_assets_path)
-            if adapter
-            else None,
-            hf_assets_path=config.model.hf_assets_path,
-            config_hash=hashlib.sha256(config_json(config).encode()).hexdigest(),
-        )
 
     def _report_config(self) -> None:
         config = self.job_config
@@ -254,23 +214,19 @@ class Trainer:
         return asked
 
     def _largest_of_ranks(self, value: float) -> float:
-        tensor = torch.tensor(value, device=self.world.device)
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.world.device)
         reduce_max = _C.collectives.ReduceOp.MAX
         self.world.groups["world"].all_reduce(tensor, op=reduce_max).wait()
         return float(tensor)
 
     def batch_generator(self) -> Iterator[Batch]:
         """Batches of this rank, with the time that each was waited for."""
-        iterator = iter(self.dataloader)
-        while True:
-            started = time.perf_counter()
-            try:
-                inputs, labels = next(iterator)
-            except StopIteration:
-                return
+        started = time.perf_counter()
+        for inputs, labels in batches_of(self.dataloader):
             self.metrics.data_loading_times.append(time.perf_counter() - started)
             self.metrics.ntokens_since_last_log += labels.numel()
             yield inputs, labels
+            started = time.perf_counter()
 
     def next_microbatches(
         self, batches: Iterator[Batch]

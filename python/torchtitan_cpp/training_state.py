@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.checkpoint import LoadedState, TensorEntry, TrainingState
+from torchtitan_cpp.checkpoint import (
+    CheckpointManager,
+    LoadedState,
+    TensorEntry,
+    TrainingState,
+)
+from torchtitan_cpp.config import config_json
 from torchtitan_cpp.data import DataLoader, merge_data_states
 from torchtitan_cpp.own_optimizers import OwnOptimizers
+from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.world import World
 
 if TYPE_CHECKING:
@@ -53,9 +61,25 @@ class GroupRanks:
         ]
 
 
+def build_checkpointer(trainer: Trainer) -> CheckpointManager:
+    """What saves and loads the state of the run."""
+    config, adapter = trainer.job_config, trainer.spec.state_dict_adapter
+    return CheckpointManager(
+        config.checkpoint,
+        base_folder=config.job.dump_folder,
+        ranks=GroupRanks(trainer.world),
+        adapter=adapter(trainer.model.args, config.model.hf_assets_path)
+        if adapter
+        else None,
+        hf_assets_path=config.model.hf_assets_path,
+        config_hash=hashlib.sha256(config_json(config).encode()).hexdigest(),
+    )
+
+
 def collect(trainer: Trainer) -> TrainingState:
     """The state behind the step that has just ended, by reference: no copies."""
-    gathered: dict[str, Any] = {"rng": _rng_state()}
+    with turn():
+        gathered: dict[str, Any] = {"rng": _rng_state()}
     if hasattr(trainer.dataloader, "state_dict"):
         gathered["dataloader"] = trainer.dataloader.state_dict()
     scalars: dict[str, Any] = {
@@ -107,7 +131,8 @@ def restore(trainer: Trainer, loaded: LoadedState) -> None:
     rng: Any = loaded.gathered.get("rng")
     # Another number of ranks has no use for the generators of these.
     if rng and len(rng) == trainer.world.parallel_dims.world_size:
-        _set_rng_state(rng[trainer.world.rank])
+        with turn():
+            _set_rng_state(rng[trainer.world.rank])
 
 
 def _data_state(trainer: Trainer, states: list[Any]) -> Any:

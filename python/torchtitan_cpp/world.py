@@ -19,6 +19,7 @@ from torchtitan_cpp.parallel import (
     init_distributed,
     make_fake_groups,
 )
+from torchtitan_cpp.rank_thread import RankThread, current_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +68,23 @@ class World:
     groups: Mapping[str, Group]
     recorder: Recorder
     """Counts the calls and bytes of every axis."""
-    distributed: Distributed | None
-    """None where no other process exists: one rank played without the others."""
+    distributed: Distributed | RankThread | None
+    """None where no other rank exists: one that is played without the others."""
 
     @property
     def is_fake(self) -> bool:
         """Whether the other ranks are only pretended and nothing is computed."""
         return self.distributed is None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks are threads of this process."""
+        return isinstance(self.distributed, RankThread)
+
+    @property
+    def leads_process(self) -> bool:
+        """Whether this rank does what is done once in a process."""
+        return not self.is_local or self.rank == 0
 
     @property
     def data_rank(self) -> int:
@@ -83,11 +94,15 @@ class World:
     def begin_step(self, step: int) -> None:
         """Note the step for messages about ranks that are lost."""
         if self.distributed:
-            self.distributed.watch.step = step
+            self.distributed.begin_step(step)
 
     def patiently(self) -> AbstractContextManager[None]:
         """Ranks wait inside for as long as no rank is lost, whatever the timeouts."""
         return self.distributed.patiently() if self.distributed else nullcontext()
+
+    def count_memory(self) -> _C.core.MemoryCounter:
+        """The counter of this rank's CPU tensors; called before they are made."""
+        return _C.core.thread_memory() if self.is_local else _C.core.cpu_memory()
 
     def first_step_passed(self) -> None:
         """From now on ranks wait for ``comm.train_timeout_seconds`` at most."""
@@ -101,11 +116,24 @@ def find_device_type() -> Literal["cpu", "cuda"]:
 
 
 def find_world_size(job_config: Any, environ: Mapping[str, str] = os.environ) -> int:
-    """Ranks of the run: torchrun's, or those that a dry run pretends.
+    """Ranks of the run: torchrun's, or as many as one process is to play.
 
-    A dry run (``comm.mode`` fake_backend) reads ``NGPU``, else ``WORLD_SIZE``.
+    That process (``comm.mode``) reads ``NGPU``, else ``WORLD_SIZE``.
+
+    Raises:
+        ValueError: for a number that is none, or ranks that are to be processes and
+            threads of one at once.
     """
-    if job_config.comm.mode == "fake_backend":
+    mode = job_config.comm.mode
+    if mode == "local_tensor":
+        launch = LaunchEnvironment.read(environ)
+        if launch and launch.world_size > 1:
+            raise ValueError(
+                "comm.mode = 'local_tensor': all ranks are threads of one process, but "
+                f"a launcher has started {launch.world_size} processes; start it with "
+                f"NGPU={launch.world_size} python -m torchtitan_cpp.train"
+            )
+    if mode != "default":
         name = "NGPU" if "NGPU" in environ else "WORLD_SIZE"
         text = environ.get(name, "1")
         if not text.isdecimal() or int(text) < 1:
@@ -126,7 +154,7 @@ def build_world(job_config: Any) -> World:
         return build_fake_world(job_config)
     mesh = _mesh(job_config)
     recorder = Recorder()
-    distributed = init_distributed(
+    distributed = current_rank() or init_distributed(
         device_type=find_device_type(),
         init_timeout_seconds=job_config.comm.init_timeout_seconds,
         train_timeout_seconds=job_config.comm.train_timeout_seconds,

@@ -82,7 +82,7 @@ class Comm:
     save_traces_file_prefix: str = "rank_"
     """Their names are this prefix and the rank."""
     mode: Literal["default", "fake_backend", "local_tensor"] = "default"
-    """fake_backend: one process plays one of NGPU ranks, nothing is computed."""
+    """local_tensor: NGPU ranks as threads; fake_backend: one of NGPU, no computing."""
 
 
 @dataclass(frozen=True, kw_only=True)

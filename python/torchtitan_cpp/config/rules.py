@@ -234,6 +234,23 @@ def _offload_device(run: Run) -> str | None:
     return None
 
 
+def _ranks_as_threads(run: Run) -> str | None:
+    if run.config.comm.mode == "local_tensor" and run.device != "cpu":
+        return f"expected a run on the CPU, but this one is on {run.device}"
+    return None
+
+
+def _one_wandb_run(run: Run) -> str | None:
+    metrics = run.config.metrics
+    several = metrics.enable_wandb and metrics.save_for_all_ranks
+    if run.config.comm.mode == "local_tensor" and several and run.world_size > 1:
+        return (
+            "a process has one W&B run, but all its ranks would log to it (comm.mode = "
+            "'local_tensor')"
+        )
+    return None
+
+
 _OF_SEQUENCE = (
     "parallelism.tensor_parallel_degree",
     "parallelism.context_parallel_degree",
@@ -299,5 +316,11 @@ RUN_RULES: tuple[Rule, ...] = (
         hint="set false",
     ),
     Rule(field="training.enable_cpu_offload", found=_offload_device, hint="set false"),
+    Rule(
+        field="comm.mode",
+        found=_ranks_as_threads,
+        hint="set CUDA_VISIBLE_DEVICES to nothing, or start processes by torchrun",
+    ),
+    Rule(field="metrics.save_for_all_ranks", found=_one_wandb_run, hint="set false"),
 )
 """Broken on these machines."""

@@ -59,12 +59,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set false",
     ),
     Missing(
-        field="comm.mode",
-        needed=lambda c: c.comm.mode == "local_tensor",
-        what="simulating all ranks one after another",
-        hint='set "default" or "fake_backend"',
-    ),
-    Missing(
         field="comm.trace_buf_size",
         needed=lambda c: (
             c.comm.trace_buf_size not in (0, type(c.comm)().trace_buf_size)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torchtitan_cpp.data.batches import Batch, BatchSource, Rows
+from torchtitan_cpp.rank_thread import start_helper
 
 _Item = tuple[Batch | None, dict[str, Any] | None, BaseException | None]
 
@@ -126,13 +127,9 @@ class _Prefetcher:
     def __init__(self, source: BatchSource, depth: int) -> None:
         self._queue: queue.Queue[_Item] = queue.Queue(maxsize=depth)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(
-            target=_fill,
-            args=(source, self._queue, self._stopping),
-            name="data-prefetch",
-            daemon=True,
+        self._thread = start_helper(
+            "data-prefetch", _fill, source, self._queue, self._stopping
         )
-        self._thread.start()
 
     def get(self) -> tuple[Batch | None, dict[str, Any] | None]:
         batch, state, error = self._queue.get()

@@ -39,6 +39,7 @@ from torchtitan_cpp.data.tokenizer import (
     largest_token_id,
     tokenizer_fingerprint,
 )
+from torchtitan_cpp.rank_thread import start_helper
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +131,7 @@ class TokenIndex:
         with self._changed:
             self._wanted_token = max(self._wanted_token, end_token)
             if self._thread is None and not self._enough():
-                self._thread = threading.Thread(
-                    target=self._run, name="token-index", daemon=True
-                )
-                self._thread.start()
+                self._thread = start_helper("token-index", self._run)
             self._changed.notify_all()
             while not self._ready(end_token) and self._error is None:
                 if self._closing:

@@ -33,6 +33,7 @@ from torchtitan_cpp.metrics.memory import (
 )
 from torchtitan_cpp.metrics.peak_flops import get_peak_flops
 from torchtitan_cpp.metrics.sections import MetricsJobConfig, ParallelDegrees
+from torchtitan_cpp.rank_thread import current_rank
 
 
 class MetricsProcessor:
@@ -52,7 +53,7 @@ class MetricsProcessor:
     tflops                1e12 model flops per second and device, or null
     mfu                   percent of the device's bfloat16 peak, or null
     step_seconds          mean seconds of a step since the last logged one
-    peak_memory_mib       peak resident set (CPU) or of the allocator (CUDA)
+    peak_memory_mib       peak resident set of the process (CPU) or of the allocator
     peak_tensor_mib       peak bytes of tensors, or null where nothing counts them
     n_tokens_seen         tokens of all ranks so far
     ===================== =========================================================
@@ -65,7 +66,7 @@ class MetricsProcessor:
             ``fault_tolerance`` are read.
         parallel_dims: the mesh's degrees.
         tag: put before the keys of TensorBoard and W&B.
-        rank: global rank; by default that of ``torch.distributed``, or 0.
+        rank: global rank; by default that of this thread or ``torch.distributed``.
         device: where the model lies; by default CUDA when there is one, else the CPU.
         clock: seconds from a fixed point in time.
     Raises:
@@ -341,6 +342,8 @@ def build_metrics_processor(
 
 
 def _global_rank() -> int:
+    if local := current_rank():
+        return local.rank
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank()

@@ -14,6 +14,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.nn.installed import Installed, OnTheWay, Slot
 from torchtitan_cpp.nn.random_state import RandomState
 from torchtitan_cpp.nn.recomputation import Recomputation, RecomputeOptions
+from torchtitan_cpp.rank_thread import pause, turn
 
 
 class Run:
@@ -66,7 +67,9 @@ class Layer:
             flat[i] = None  # a call that is kept must not keep the caller's graph
         call = _Call(self, flat, structure, places)
         again = call.again if self.recompute is not None else None
-        return call.assemble(run.progress.call(self.index, inputs, call, again))
+        with pause():  # the program waits for other ranks
+            results = run.progress.call(self.index, inputs, call, again)
+        return call.assemble(results)
 
 
 class _Call:
@@ -89,6 +92,10 @@ class _Call:
         self._autocast: torch.autocast | None = None
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with turn():
+            return self._first_run(tensors)
+
+    def _first_run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         layer = self._layer
         if layer.recompute is None or not torch.is_grad_enabled():
             flat, structure = self._run(tensors)
@@ -111,7 +118,7 @@ class _Call:
     def again(self, tensors: Sequence[torch.Tensor]) -> None:
         """Make what the graph of the first run has not saved."""
         assert self._recomputation is not None
-        with ExitStack() as stack:
+        with turn(), ExitStack() as stack:
             self._restore_surroundings(stack)
             self._recomputation.second_run(lambda: self._run(tensors))
 

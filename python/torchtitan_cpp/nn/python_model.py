@@ -22,6 +22,7 @@ from torchtitan_cpp.nn.layer_call import Layer, Run
 from torchtitan_cpp.nn.recomputation import RecomputeOptions
 from torchtitan_cpp.nn.selective import contexts_by_operation, recomputed_shapes
 from torchtitan_cpp.nn.stages import stage_view
+from torchtitan_cpp.rank_thread import turn
 
 _ROOT = "root"
 _HIDDEN = "h"
@@ -206,7 +207,7 @@ class PythonModel:
         if call.training != is_training:
             call.train(is_training)
         run = Run(progress, self._dtype)
-        with Installed(self._outer, self._on_the_way):
+        with turn(), Installed(self._outer, self._on_the_way):
             for layer in self._layers:
                 layer.run = run
             try:

@@ -12,6 +12,7 @@ import weakref
 import torch
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.rank_thread import pause
 
 Group = _C.collectives.Group
 
@@ -66,7 +67,8 @@ def _all_gather(x: torch.Tensor, dim: int, total: int, axis: Axis) -> torch.Tens
         rows = torch.cat([rows, rows.new_zeros(chunk - rows.shape[0], *rows.shape[1:])])
     rows = rows.contiguous()
     every = rows.new_empty(axis.size * chunk, *rows.shape[1:])
-    axis.group.all_gather(every, rows).wait()
+    with pause():
+        axis.group.all_gather(every, rows).wait()
     return every[:total].movedim(0, dim).contiguous()
 
 
@@ -74,14 +76,16 @@ def _reduce_scatter(x: torch.Tensor, dim: int, axis: Axis) -> torch.Tensor:
     check_divisible(x, dim, axis)
     rows = x.movedim(dim, 0).contiguous()
     own = rows.new_empty(rows.shape[0] // axis.size, *rows.shape[1:])
-    axis.group.reduce_scatter(own, rows).wait()
+    with pause():
+        axis.group.reduce_scatter(own, rows).wait()
     return own.movedim(0, dim).contiguous()
 
 
 def _all_reduce(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.to(wide, copy=True, memory_format=torch.contiguous_format)
-    axis.group.all_reduce(total).wait()
+    with pause():
+        axis.group.all_reduce(total).wait()
     return total.to(x.dtype)
 
 

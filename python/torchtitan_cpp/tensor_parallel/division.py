@@ -9,6 +9,7 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.loss import LossFunction
+from torchtitan_cpp.rank_thread import pause
 from torchtitan_cpp.tensor_parallel.agreement import Compared, check_loss
 from torchtitan_cpp.tensor_parallel.apply import LOCAL_RESULT_OF, apply_styles
 from torchtitan_cpp.tensor_parallel.collectives import Axis, Group
@@ -117,7 +118,8 @@ class Division:
                 f"in its last dim, found shape {list(pred.shape)}"
             )
         if loss_parallel:
-            return _C.nn.vocabulary_loss_sum(
-                pred, labels, first=begin, axis=self._axis.group
-            )
+            with pause():
+                return _C.nn.vocabulary_loss_sum(
+                    pred, labels, first=begin, axis=self._axis.group
+                )
         return loss_fn(gather_columns(pred, self._classes, self._axis), labels)

@@ -229,6 +229,21 @@ TEST(LocalWorld, NamesTheRankThatDidNotCome) {
   }
 }
 
+TEST(LocalWorld, APatientRankWaitsForOneThatIsLate) {
+  const LocalWorld world(2, 30s);
+  world.set_timeout(20ms);
+  world.set_patient(0, true);
+  world.run([&](int64_t rank) {
+    if (rank == 1) std::this_thread::sleep_for(200ms);
+    world.group(rank).all_reduce(at::zeros({2})).wait();
+  });
+  world.set_patient(0, false);
+  EXPECT_THROW(world.run([&](int64_t rank) {
+    if (rank == 0) world.group(rank).all_reduce(at::zeros({2})).wait();
+  }),
+               CollectiveError);
+}
+
 TEST(LocalWorld, RefusesRanksThatStartDifferentOperations) {
   const auto run = [](const std::function<void(const Group&)>& body) {
     const LocalWorld world(2, 30s);
@@ -266,6 +281,13 @@ TEST(LocalWorld, RefusesRanksThatStartDifferentOperations) {
         group.all_to_all(at::zeros({2}), at::zeros({3}), {1, 1}, {1, 2}).wait();
     });
   });
+}
+
+TEST(LocalWorld, RefusesATimeoutThatIsNotPositiveAndAPatientRankThatIsNotThere) {
+  const LocalWorld world(2, 1s);
+  expect_value_error("timeout must be positive", [&] { world.set_timeout(0ms); });
+  expect_value_error("rank 2 is not in a world of 2",
+                     [&] { world.set_patient(2, true); });
 }
 
 TEST(LocalWorld, RefusesImpossibleGroups) {

@@ -75,6 +75,25 @@ TEST(CpuAllocator, TensorsMayGrowAndBeFreedOnAnotherThread) {
   EXPECT_EQ(cpu_memory().live(), before);
 }
 
+TEST(CpuAllocator, AThreadCountsWhatItHasMadeWhoeverFreesIt) {
+  const int64_t before = cpu_memory().live();
+  const at::Tensor of_another = bytes(500);
+  at::Tensor passed_on;
+  MemoryCounter* counter = nullptr;
+  std::thread([&] {
+    const at::Tensor uncounted = bytes(77);
+    counter = &thread_memory();
+    passed_on = bytes(1000);
+    const at::Tensor more = bytes(30);
+    EXPECT_EQ(&thread_memory(), counter);
+  }).join();
+  EXPECT_EQ(counter->live(), 1000);
+  EXPECT_EQ(counter->peak(), 1030);
+  EXPECT_EQ(cpu_memory().live() - before, 1500);
+  passed_on.reset();
+  EXPECT_EQ(counter->live(), 0);
+}
+
 TEST(CpuAllocator, KeptMemoryCanBeGivenBackAndAskedForAgain) {
   cpu_memory();
   {

@@ -59,6 +59,16 @@ def test_a_run_ends_by_saying_where_its_files_are(clone: Path) -> None:
     assert (clone / "files" / "metrics.jsonl").exists()
 
 
+def test_one_process_trains_for_all_ranks(clone: Path) -> None:
+    output = train(
+        clone, "--training.steps=2", COMM_MODE="local_tensor", NGPU="2", LOG_RANK="1"
+    )
+    assert "step:  1" in output
+    assert CLOSING in output
+    lines = (clone / "files" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1  # of step 1; log_freq is 10
+
+
 @pytest.mark.parametrize(
     ("flags", "variables"),
     [

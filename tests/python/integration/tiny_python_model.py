@@ -105,6 +105,27 @@ class Stackable(nn.Module):
         return self.output(h) if self.output is not None else h
 
 
+class Noisy(nn.Module):
+    """Draws random numbers inside and outside of its layers."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(args.vocab_size, args.dim)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(args.dim, args.dim), nn.Dropout(0.5))
+            for _ in range(2)
+        )
+        self.output = nn.Linear(args.dim, args.vocab_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = self.embedding(tokens)
+        for layer in self.layers:
+            h = h + layer(h)
+            if self.training:
+                h = h + 0.01 * torch.randn_like(h)
+        return self.output(h)
+
+
 class OwnLoader:
     """Five batches of rank ``rank``; each rank has a state of its own."""
 
@@ -138,6 +159,9 @@ register_train_spec(
 )
 register_train_spec(
     "stackable", replace(_spec, model_cls=Stackable, model_args={"plain": Args()})
+)
+register_train_spec(
+    "noisy", replace(_spec, model_cls=Noisy, model_args={"plain": Args()})
 )
 register_train_spec(
     "own_loader",

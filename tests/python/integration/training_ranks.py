@@ -14,6 +14,7 @@ import torch
 
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.finite import NotFiniteError
+from torchtitan_cpp.parallel import Distributed
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.training_state import GroupRanks, collect
@@ -91,6 +92,24 @@ class SlowTrainer(Trainer):
             time.sleep(3600)
 
 
+class FailingTrainer(Trainer):
+    """Rank 1 fails in step 3, while the others wait for it."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        if self.step == 3 and self.world.rank == 1:
+            raise RuntimeError("the disk of rank one is full")
+        super().train_step(microbatches)
+
+
+class StuckTrainer(Trainer):
+    """Rank 1 does not come to step 3 any more."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        if self.step == 3 and self.world.rank == 1:
+            time.sleep(3600)
+        super().train_step(microbatches)
+
+
 class ResavingTrainer(Trainer):
     """Saves the state it starts with below ``resaved``, before any step."""
 
@@ -114,7 +133,7 @@ class SlowSavingTrainer(Trainer):
     """Rank 0 publishes a checkpoint for longer than any rank waits in a step."""
 
     def save(self, *, stopping: bool = False) -> None:
-        assert self.world.distributed is not None
+        assert isinstance(self.world.distributed, Distributed)
         watch = self.world.distributed.watch
         before, watch.timeout_seconds = watch.timeout_seconds, 0.5
         self.checkpointer._fault_hook = self.take_time
@@ -133,6 +152,8 @@ TRAINERS: dict[str, type[Trainer]] = {
     "comparing": ComparingTrainer,
     "resaving": ResavingTrainer,
     "poisoning": PoisoningTrainer,
+    "failing": FailingTrainer,
+    "stuck": StuckTrainer,
     "slow": SlowTrainer,
     "slow_saving": SlowSavingTrainer,
 }

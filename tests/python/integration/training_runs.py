@@ -69,17 +69,28 @@ class Finished:
 
 
 class Job:
-    """Ranks under way; use it as a context manager, so that none outlives a test."""
+    """Ranks under way; use it as a context manager, so that none outlives a test.
+
+    Args:
+        ranks: that are processes.
+        threads: ranks that are threads of one process.
+        variables: of the environment.
+    """
 
     def __init__(
         self,
         folder: Path,
         *flags: str,
         ranks: int = 1,
+        threads: int = 0,
         trainer: str = "plain",
         without: str = "none",
+        **variables: str,
     ) -> None:
         self.folder = folder
+        if threads:
+            flags += ("--comm.mode=local_tensor",)
+            variables["NGPU"] = str(threads)
         folder.mkdir(parents=True, exist_ok=True)
         arguments = merged(f"--job.dump-folder={folder}", *flags)
         arguments = [flag for flag in arguments if not flag.startswith(without)]
@@ -88,7 +99,9 @@ class Job:
         self._outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
         self.processes = []
         for rank, output in enumerate(self._outputs):
-            environment = rank_environment(rank, ranks, port) if ranks > 1 else {}
+            environment = dict(variables)
+            if ranks > 1:
+                environment |= rank_environment(rank, ranks, port)
             process = server().Process(
                 target=run_rank, args=(arguments, environment, str(output), trainer)
             )
@@ -142,17 +155,27 @@ def run(
     folder: Path,
     *flags: str,
     ranks: int = 1,
+    threads: int = 0,
     trainer: str = "plain",
     without: str = "none",
     fails: bool = False,
+    **variables: str,
 ) -> Finished:
     """Run a job to its end and check that all ranks end well, unless it ``fails``.
 
     Args:
+        ranks, threads, variables: as of Job.
         trainer: name in training_ranks.TRAINERS.
         without: start of flags to take out of FLAGS.
     """
-    with Job(folder, *flags, ranks=ranks, trainer=trainer, without=without) as job:
+    with Job(
+        *(folder, *flags),
+        ranks=ranks,
+        threads=threads,
+        trainer=trainer,
+        without=without,
+        **variables,
+    ) as job:
         finished = job.finish()
     if not fails:
         assert finished.exit_codes == [0] * ranks, finished.output

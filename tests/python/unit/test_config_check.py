@@ -53,7 +53,6 @@ UNSUPPORTED = {
         ],
         ["--checkpoint.initial_load_in_hf_quantized"],
     ),
-    "comm.mode": (["--comm.mode=local_tensor"], ["--comm.mode=fake_backend"]),
     "comm.trace_buf_size": (
         ["--comm.trace_buf_size=100"],
         ["--comm.trace_buf_size=0", "--comm.save_traces_folder=x"],
@@ -223,6 +222,18 @@ def test_offload_is_refused_where_it_would_change_the_run():
     assert run_problems(offload, world_size=1, device="cpu") == []
     (problem,) = run_problems(offload, world_size=1, device="cuda")
     assert "training.enable_cpu_offload: not supported yet" in str(problem)
+
+
+def test_ranks_are_threads_on_the_cpu_only_and_share_one_wandb_run():
+    inputs = ["--comm.mode=local_tensor", "--metrics.save_for_all_ranks"]
+    threads = load_config(inputs)
+    assert run_problems(threads, world_size=2) == []
+    (problem,) = run_problems(threads, world_size=2, device="cuda")
+    assert "comm.mode: expected a run on the CPU" in str(problem)
+    wandb = load_config([*inputs, "--metrics.enable_wandb"])
+    assert run_problems(wandb, world_size=1) == []
+    (problem,) = run_problems(wandb, world_size=2)
+    assert "metrics.save_for_all_ranks: a process has one W&B run" in str(problem)
 
 
 def test_the_data_parallel_degree_counts_replicas_and_shards():

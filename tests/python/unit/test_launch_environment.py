@@ -1,6 +1,8 @@
 import pytest
 
+from torchtitan_cpp.config import Comm, JobConfig
 from torchtitan_cpp.launch_environment import LaunchEnvironment
+from torchtitan_cpp.world import find_world_size
 
 TORCHRUN = {
     "RANK": "1",
@@ -40,3 +42,14 @@ def test_launch_environment_refuses_what_cannot_be(changes, message):
     environ = {k: v for k, v in (TORCHRUN | changes).items() if v is not None}
     with pytest.raises(ValueError, match=message):
         LaunchEnvironment.read(environ)
+
+
+def test_ranks_that_are_threads_are_counted_by_ngpu_and_have_no_launcher():
+    threads = JobConfig(comm=Comm(mode="local_tensor"))
+    assert find_world_size(threads, {"NGPU": "4", "WORLD_SIZE": "2"}) == 4
+    assert find_world_size(threads, {"WORLD_SIZE": "2"}) == 2
+    assert find_world_size(threads, TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}) == 1
+    with pytest.raises(ValueError, match="a launcher has started 4 processes"):
+        find_world_size(threads, TORCHRUN | {"NGPU": "4"})
+    with pytest.raises(ValueError, match="NGPU: expected a number of ranks"):
+        find_world_size(threads, {"NGPU": "none"})
