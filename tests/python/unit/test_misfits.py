@@ -14,6 +14,11 @@ from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.config.load import from_python
 from torchtitan_cpp.config.model import ActivationCheckpoint, Compile, Model
 from torchtitan_cpp.misfits import model_misfits
+from torchtitan_cpp.tensor_parallel import (
+    ColwiseParallel,
+    Replicate,
+    tensor_parallel_plan,
+)
 
 
 @dataclass
@@ -85,6 +90,26 @@ def test_a_memory_budget_that_nothing_can_keep(compile_section: Compile) -> None
     found = misfits(activation_checkpoint=ac, compile=compile_section)
     assert list(found) == ["activation_checkpoint.mode"]
     assert misfits(activation_checkpoint=ac, compile=Compile(enable=True)) == {}
+
+
+def test_tensor_parallelism_needs_a_plan_that_fits() -> None:
+    divided = replace(JobConfig().parallelism, tensor_parallel_degree=2)
+    found = misfits(parallelism=divided)
+    assert list(found) == ["parallelism.tensor_parallel_degree"]
+    assert "tensor_parallel_plan({" in found.popitem()[1]
+    styles = {"layers.*": ColwiseParallel(output_layouts=Replicate())}
+    spec = replace(get_train_spec("mine"), parallelize_fn=tensor_parallel_plan(styles))
+    register_train_spec("styled", spec)
+    assert misfits(name="styled", parallelism=divided) == {}
+
+
+def test_a_model_in_cpp_has_a_plan_of_its_own() -> None:
+    spec = replace(get_train_spec("llama3"), parallelize_fn=tensor_parallel_plan({}))
+    register_train_spec("cpp", spec)
+    divided = replace(JobConfig().parallelism, tensor_parallel_degree=2)
+    found = misfits("debugmodel", name="cpp", parallelism=divided)
+    assert list(found) == ["model.name"]
+    assert "C++ ones have a plan of their own" in found.popitem()[1]
 
 
 def test_a_backend_that_is_not_there() -> None:

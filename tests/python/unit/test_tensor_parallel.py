@@ -268,6 +268,17 @@ def test_products_of_one_input_share_its_exchanges() -> None:
     assert of_layer["all_reduce"] == 1 + 1  # the second one sums all whole parameters
 
 
+def test_recomputation_by_operation_keeps_sums_over_ranks() -> None:
+    full = ("--activation_checkpoint.mode=full",)
+    plain, kept, again = (
+        traffic(Layout(plan=SEQUENCE, flags=flags))
+        for flags in ((), BY_OPERATION, full)
+    )
+    assert kept["reduce_scatter"] == plain["reduce_scatter"]
+    assert again["reduce_scatter"][0] > plain["reduce_scatter"][0]
+    assert kept["all_gather"][0] > plain["all_gather"][0]
+
+
 def without(plan: Any, *names: str) -> Any:
     assert set(names) <= set(plan)
     return {name: style for name, style in plan.items() if name not in names}
