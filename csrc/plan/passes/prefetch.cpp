@@ -99,8 +99,14 @@ class Delayer {
   Program result_;
 };
 
-// Where the Unshard at `index` may start: after `depth` compute actions less, but not
-// above a Reshard of its group. Returns the position before which it goes.
+bool is_of_message(const Action& action) {
+  return is_transfer(action) ||
+         (action.kind == ActionKind::kWait && is_transfer({.kind = action.waits_for}));
+}
+
+// Where the Unshard at `index` may start: after `depth` compute actions less, and not
+// behind the messages that the first of them waits for, but not above a Reshard of its
+// group. Returns the position before which it goes.
 size_t earliest_start(const Program& program, size_t index, int64_t depth) {
   size_t position = index;
   for (size_t i = index; i-- > 0;) {
@@ -112,6 +118,7 @@ size_t earliest_start(const Program& program, size_t index, int64_t depth) {
     if (depth-- == 0) break;
     position = i;
   }
+  while (position > 0 && is_of_message(program[position - 1])) --position;
   return position;
 }
 

@@ -7,7 +7,9 @@
 namespace torchtitan::plan::passes {
 
 // Starts each Unshard `depth` compute actions earlier (forward and backward, across
-// microbatches); its Wait stays just before the use. A gather never moves above the
+// microbatches), and before the messages between stages that come directly before
+// these: a rank gathers while it waits for its input. Its Wait stays just before the
+// use. A gather never moves above the
 // Reshard that frees the same group: where the two would meet, both go and the group
 // stays gathered. depth >= 0; 0 changes nothing.
 Program prefetch(const Program& program, int64_t depth);

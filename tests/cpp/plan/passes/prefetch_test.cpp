@@ -48,6 +48,19 @@ TEST(Prefetch, AGatherThatMeetsItsReshardLeavesTheGroupGathered) {
             "Forward s1 mb0; Reshard g1; Forward s2 mb0; Reshard g0");
 }
 
+TEST(Prefetch, ARankGathersWhileItWaitsForItsInput) {
+  const Action receive{
+      .kind = ActionKind::kReceiveActivation, .stage = 1, .microbatch = 0};
+  const Program forwards{receive,
+                         wait_for(receive),
+                         {.kind = ActionKind::kForward, .segment = 0, .microbatch = 0},
+                         {.kind = ActionKind::kForward, .segment = 1, .microbatch = 0}};
+  EXPECT_EQ(one_line(prefetch(shard(forwards, chain(2, 2, 1, 1)), 1)),
+            "Unshard g0; ReceiveActivation st1 mb0; Wait ReceiveActivation st1 mb0; "
+            "Wait Unshard g0; Unshard g1; Forward s0 mb0; Reshard g0; "
+            "Wait Unshard g1; Forward s1 mb0; Reshard g1");
+}
+
 TEST(DelayReductions, LetOneBackwardRunDuringAReduction) {
   const StepShape shape = chain(2, 2, 1, 2, Reshard::kNever);
   EXPECT_EQ(one_line(delay_reductions(sharded(shape), shape, 1)),
