@@ -4,6 +4,7 @@
 
 #include "bindings/module.h"
 #include "plan/memory_model.h"
+#include "plan/parse_action.h"
 #include "plan/passes/step_program.h"
 #include "plan/simulate.h"
 #include "plan/traffic.h"
@@ -136,6 +137,8 @@ void bind_shapes(py::module_& module) {
 void bind_programs(py::module_& module) {
   py::class_<Action>(module, "Action",
                      "A small step of a training step; indices are -1 where unused.")
+      .def(py::init(&parse_action), py::arg("text"),
+           "The action that str() writes as this text; ValueError for another one.")
       .def_property_readonly(
           "kind", [](const Action& action) { return to_string(action.kind); },
           "\"Forward\", \"Unshard\", \"Wait\", ...")
@@ -242,19 +245,20 @@ void bind_predictions(py::module_& module) {
           "Begin and end of each action in seconds; of a start: of its transfer.");
   module.def(
       "simulate",
-      [](const Program& program, const StepShape& shape, double flops_per_second,
-         double memory_bytes_per_second,
+      [](const std::vector<Program>& programs, const std::vector<StepShape>& shapes,
+         double flops_per_second, double memory_bytes_per_second,
          const std::map<std::string, std::pair<double, double>>& links) {
         CostModel cost{flops_per_second, memory_bytes_per_second, {}};
         for (const auto& [axis, link] : links) {
           cost.links[axis] = {link.first, link.second};
         }
-        return simulate(program, shape, cost);
+        return simulate(programs, shapes, cost);
       },
-      "Predict the time of a program. links: (bytes per second, latency in seconds) of "
-      "each mesh axis.",
-      py::arg("program"), py::arg("shape"), py::kw_only(), py::arg("flops_per_second"),
-      py::arg("memory_bytes_per_second"), py::arg("links"), WithoutGil());
+      "Predict the times of the programs of all ranks of a pipeline, or of the one rank "
+      "without. links: (bytes per second, latency in seconds) of each mesh axis.",
+      py::arg("programs"), py::arg("shapes"), py::kw_only(),
+      py::arg("flops_per_second"), py::arg("memory_bytes_per_second"), py::arg("links"),
+      WithoutGil());
 }
 
 }  // namespace

@@ -21,6 +21,17 @@ using schedules::ScheduleFacts;
 
 using WithoutGil = py::call_guard<py::gil_scoped_release>;
 
+using Times = std::vector<std::vector<std::pair<double, double>>>;
+
+std::vector<std::vector<Span>> to_spans(const Times& times) {
+  std::vector<std::vector<Span>> spans;
+  for (const auto& rank : times) {
+    auto& of_rank = spans.emplace_back();
+    for (const auto& [begin, end] : rank) of_rank.push_back({begin, end});
+  }
+  return spans;
+}
+
 void bind_schedules(py::module_& module) {
   py::class_<Schedule>(module, "Schedule",
                        "What each rank of a pipeline does with its stages, in order.")
@@ -166,20 +177,25 @@ void bind_pipeline_programs(py::module_& module) {
       py::arg("link") = py::none(), WithoutGil());
   module.def(
       "draw_timeline",
-      [](const std::vector<Program>& programs,
-         const std::vector<std::vector<std::pair<double, double>>>& spans,
+      [](const std::vector<Program>& programs, const Times& spans,
          const std::string& title) {
-        std::vector<std::vector<Span>> of_ranks;
-        for (const auto& rank : spans) {
-          auto& of_rank = of_ranks.emplace_back();
-          for (const auto& [begin, end] : rank) of_rank.push_back({begin, end});
-        }
-        return draw_timeline(programs, of_ranks, title);
+        return draw_timeline(programs, to_spans(spans), title);
       },
       "An SVG picture of the programs of all ranks. spans: begin and end of each "
       "rank's actions in seconds, predicted or measured.",
       py::arg("programs"), py::arg("spans"), py::kw_only(), py::arg("title"),
       WithoutGil());
+  module.def(
+      "idle_share",
+      [](const std::vector<Program>& programs, const Times& spans) {
+        return idle_share(programs, to_spans(spans));
+      },
+      "The share of the time of all ranks, from 0 to the last end, in which they run no "
+      "compute action and no optimizer.",
+      py::arg("programs"), py::arg("spans"), WithoutGil());
+  module.def("with_stages", &with_stages,
+             "A rank's program with the pipeline stage of each compute action.",
+             py::arg("program"), py::arg("shape"), WithoutGil());
 }
 
 }  // namespace

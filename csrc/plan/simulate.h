@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,5 +50,15 @@ struct Simulation {
 // nothing.
 Simulation simulate(const Program& program, const StepShape& shape,
                     const CostModel& cost);
+
+// The same of the ranks of a pipeline, each with its own program and shape. Messages
+// pass over "pp", each pair of ranks and direction a channel (plan/message_clock.h).
+// ClipGradient ends on all ranks together, after the last has come to it and once more
+// the latency of "pp". SumCopies ends when all ranks with a group of that name have
+// started it and each has sent its copy to the others.
+// Throws also for programs in which ranks wait for each other for ever.
+std::vector<Simulation> simulate(std::span<const Program> programs,
+                                 std::span<const StepShape> shapes,
+                                 const CostModel& cost);
 
 }  // namespace torchtitan::plan

@@ -1,44 +1,15 @@
 #include "plan/simulate_pipeline.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "base/errors.h"
+#include "plan/message_clock.h"
 
 namespace torchtitan::plan {
 namespace {
 
 using base::check_value;
-
-// A message: what is sent over the border after `stage`, forward or back.
-struct Message {
-  std::optional<double> sent;      // when its send has started
-  std::optional<double> received;  // when its receive has
-  std::optional<Span> passed;
-};
-
-struct Border {
-  bool forward;
-  int64_t stage;  // before the border
-  int64_t microbatch;
-
-  auto operator<=>(const Border&) const = default;
-};
-
-Border border_of(ActionKind transfer, const Action& action) {
-  switch (transfer) {
-    case ActionKind::kSendActivation: return {true, action.stage, action.microbatch};
-    case ActionKind::kReceiveActivation:
-      return {true, action.stage - 1, action.microbatch};
-    case ActionKind::kSendGradient: return {false, action.stage - 1, action.microbatch};
-    default: return {false, action.stage, action.microbatch};
-  }
-}
-
-bool is_send(ActionKind kind) {
-  return kind == ActionKind::kSendActivation || kind == ActionKind::kSendGradient;
-}
 
 class Clock {
  public:
@@ -46,7 +17,7 @@ class Clock {
         const std::optional<Link>& link)
       : programs_(programs), stages_(stages), link_(link), next_(programs.size(), 0),
         now_(programs.size(), 0.0), live_(programs.size(), 0),
-        has_worked_(programs.size(), false) {
+        has_worked_(programs.size(), false), messages_(programs, "simulate_pipeline") {
     for (const StageCost& stage : stages) {
       for (const double value :
            {stage.forward_seconds, stage.backward_seconds, stage.backward_input_seconds,
@@ -64,7 +35,6 @@ class Clock {
       result_.spans.emplace_back(program.size(), Span{0.0, 0.0});
       result_.ranks.push_back({0.0, 0.0, 0.0, 0});
     }
-    find_channels();
   }
 
   PipelineSimulation run() {
@@ -85,49 +55,17 @@ class Clock {
   }
 
  private:
-  // The messages of a channel, in the order of their receives, and where they stand.
-  struct Channel {
-    std::vector<Border> messages;
-    size_t num_passed = 0;
-    double free_at = 0.0;
-  };
-
-  // A channel is named by its borders: both ends know them without the ranks.
-  void find_channels() {
-    std::map<Border, size_t> sender;
-    for (size_t rank = 0; rank < programs_.size(); ++rank) {
-      for (const Action& action : programs_[rank]) {
-        if (is_send(action.kind)) sender[border_of(action.kind, action)] = rank;
-      }
-    }
-    for (size_t rank = 0; rank < programs_.size(); ++rank) {
-      for (const Action& action : programs_[rank]) {
-        if (!is_transfer(action) || is_send(action.kind)) continue;
-        const Border border = border_of(action.kind, action);
-        const auto from = sender.find(border);
-        check_value(from != sender.end(), "simulate_pipeline: rank ", rank,
-                    " waits for ever for ", to_string(action), ", which nobody sends");
-        Channel& channel = channels_[{from->second, rank}];
-        channel.messages.push_back(border);
-        channel_of_[border] = &channel;
-      }
-    }
-  }
-
   bool step(size_t rank) {
     const Action& action = programs_[rank][next_[rank]];
     double& now = now_[rank];
     Span& span = result_.spans[rank][next_[rank]];
     span = {now, now};
     if (is_transfer(action)) {
-      const Border border = border_of(action.kind, action);
-      Message& message = messages_[border];
-      (is_send(action.kind) ? message.sent : message.received) = now;
-      pass_messages(*channel_of_.at(border));
+      messages_.start(action, now, message_seconds(action));
     } else if (action.kind == ActionKind::kWait) {
-      const Message& message = messages_[border_of(action.waits_for, action)];
-      if (!message.passed) return false;
-      span.end = now = std::max(now, message.passed->end);
+      const auto passed = messages_.passed(action);
+      if (!passed) return false;
+      span.end = now = std::max(now, passed->end);
     } else {
       compute(rank, action, span);
     }
@@ -135,21 +73,13 @@ class Clock {
     return true;
   }
 
-  void pass_messages(Channel& channel) {
-    while (channel.num_passed < channel.messages.size()) {
-      const Border& border = channel.messages[channel.num_passed];
-      Message& message = messages_[border];
-      if (!message.sent || !message.received) return;
-      const double begin =
-          std::max({*message.sent, *message.received, channel.free_at});
-      const double seconds =
-          link_ ? link_->latency_seconds +
-                      stages_[border.stage].output_bytes / link_->bytes_per_second
-                : 0.0;
-      message.passed = Span{begin, begin + seconds};
-      channel.free_at = begin + seconds;
-      ++channel.num_passed;
-    }
+  double message_seconds(const Action& transfer) const {
+    if (!link_) return 0.0;
+    const bool back = transfer.kind == ActionKind::kSendGradient ||
+                      transfer.kind == ActionKind::kReceiveActivation;
+    const auto stage = static_cast<size_t>(transfer.stage - (back ? 1 : 0));
+    return link_->latency_seconds +
+           stages_[stage].output_bytes / link_->bytes_per_second;
   }
 
   void compute(size_t rank, const Action& action, Span& span) {
@@ -188,7 +118,7 @@ class Clock {
       for (size_t i = 0; i < programs_[rank].size(); ++i) {
         const Action& action = programs_[rank][i];
         if (!is_transfer(action)) continue;
-        result_.spans[rank][i] = *messages_[border_of(action.kind, action)].passed;
+        result_.spans[rank][i] = *messages_.passed(action);
       }
     }
   }
@@ -196,13 +126,11 @@ class Clock {
   const std::span<const Program> programs_;
   const std::span<const StageCost> stages_;
   const std::optional<Link> link_;
-  std::map<Border, Message> messages_;
-  std::map<std::pair<size_t, size_t>, Channel> channels_;  // by sender and receiver
-  std::map<Border, Channel*> channel_of_;
   std::vector<size_t> next_;
   std::vector<double> now_;
   std::vector<int64_t> live_;
   std::vector<bool> has_worked_;
+  MessageClock messages_;
   PipelineSimulation result_{};
 };
 

@@ -83,6 +83,14 @@ void check_spans(std::span<const Program> programs,
   }
 }
 
+double end_of(std::span<const std::vector<Span>> spans) {
+  double end = 0.0;
+  for (const auto& of_rank : spans) {
+    for (const Span& span : of_rank) end = std::max(end, span.end);
+  }
+  return end;
+}
+
 int64_t most_live(const Program& program) {
   int64_t live = 0, most = 0;
   for (const Action& action : program) {
@@ -96,11 +104,7 @@ int64_t most_live(const Program& program) {
 class Picture {
  public:
   Picture(std::span<const Program> programs, std::span<const std::vector<Span>> spans)
-      : programs_(programs), spans_(spans) {
-    for (const auto& of_rank : spans) {
-      for (const Span& span : of_rank) seconds_ = std::max(seconds_, span.end);
-    }
-  }
+      : programs_(programs), spans_(spans), seconds_(end_of(spans)) {}
 
   std::string draw(const std::string& title) {
     const double height =
@@ -140,17 +144,9 @@ class Picture {
   }
 
   std::string summary() const {
-    double busy = 0.0;
     int64_t most = 0;
-    for (size_t rank = 0; rank < programs_.size(); ++rank) {
-      most = std::max(most, most_live(programs_[rank]));
-      for (size_t i = 0; i < programs_[rank].size(); ++i) {
-        if (style_of(programs_[rank][i].kind) == nullptr) continue;
-        busy += spans_[rank][i].end - spans_[rank][i].begin;
-      }
-    }
-    const double all = seconds_ * static_cast<double>(programs_.size());
-    const double idle = all > 0.0 ? 100.0 * (all - busy) / all : 0.0;
+    for (const Program& program : programs_) most = std::max(most, most_live(program));
+    const double idle = 100.0 * idle_share(programs_, spans_);
     return base::message("bubble ", number(idle, "%.1f"), " %, at most ", most,
                          " live activations on a rank, ", number(seconds_, "%.4g"),
                          " s");
@@ -248,7 +244,7 @@ class Picture {
 
   const std::span<const Program> programs_;
   const std::span<const std::vector<Span>> spans_;
-  double seconds_ = 0.0;
+  const double seconds_;
   std::string text_;
 };
 
@@ -259,6 +255,34 @@ std::string draw_timeline(std::span<const Program> programs,
                           const std::string& title) {
   check_spans(programs, spans);
   return Picture(programs, spans).draw(title);
+}
+
+double idle_share(std::span<const Program> programs,
+                  std::span<const std::vector<Span>> spans) {
+  check_spans(programs, spans);
+  double busy = 0.0;
+  for (size_t rank = 0; rank < programs.size(); ++rank) {
+    for (size_t i = 0; i < programs[rank].size(); ++i) {
+      const Action& action = programs[rank][i];
+      const bool works =
+          is_compute(action) || action.kind == ActionKind::kOptimizerStep;
+      if (works) busy += spans[rank][i].end - spans[rank][i].begin;
+    }
+  }
+  const double all = end_of(spans) * static_cast<double>(programs.size());
+  return all > 0.0 ? (all - busy) / all : 0.0;
+}
+
+Program with_stages(Program program, const StepShape& shape) {
+  for (Action& action : program) {
+    if (!is_compute(action) || action.segment < 0) continue;
+    for (const StageShape& stage : shape.stages) {
+      const bool holds =
+          action.segment >= stage.first_segment && action.segment < stage.end();
+      if (holds) action.stage = stage.index;
+    }
+  }
+  return program;
 }
 
 }  // namespace torchtitan::plan

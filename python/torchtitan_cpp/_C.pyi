@@ -573,6 +573,8 @@ class plan:
 
     class Action:
         """A small step of a training step; indices are -1 where unused."""
+        def __init__(self, text: str) -> None:
+            """The action that str() writes as this text; ValueError for another one."""
         @property
         def kind(self) -> str:
             """"Forward", "Unshard", "Wait", ..."""
@@ -907,14 +909,17 @@ class plan:
     def find_schedule(name: str) -> plan.ScheduleFacts:
         """The schedule of a name in any case; ValueError names those that exist."""
     @staticmethod
+    def idle_share(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], spans: collections.abc.Sequence[collections.abc.Sequence[tuple[float, float]]]) -> float:
+        """The share of the time of all ranks, from 0 to the last end, in which they run no compute action and no optimizer."""
+    @staticmethod
     def make_schedule(name: str, *, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> plan.Schedule:
         """The order of a named schedule."""
     @staticmethod
     def parse_schedule_csv(text: str) -> plan.Schedule:
         """The schedule of a CSV text in torch's format; ValueError names row and column."""
     @staticmethod
-    def simulate(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape, *, flops_per_second: float, memory_bytes_per_second: float, links: collections.abc.Mapping[str, tuple[float, float]]) -> plan.Simulation:
-        """Predict the time of a program. links: (bytes per second, latency in seconds) of each mesh axis."""
+    def simulate(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], shapes: collections.abc.Sequence[plan.StepShape], *, flops_per_second: float, memory_bytes_per_second: float, links: collections.abc.Mapping[str, tuple[float, float]]) -> list[plan.Simulation]:
+        """Predict the times of the programs of all ranks of a pipeline, or of the one rank without. links: (bytes per second, latency in seconds) of each mesh axis."""
     @staticmethod
     def simulate_pipeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], stages: collections.abc.Sequence[plan.StageCost], *, link: tuple[float, float] | None=None) -> plan.PipelineSimulation:
         """Predict the time of the programs of all ranks. link: bytes per second and latency in seconds of a message; None: messages take no time."""
@@ -930,6 +935,9 @@ class plan:
     @staticmethod
     def verify_pipeline(programs: collections.abc.Sequence[collections.abc.Sequence[plan.Action]], *, rank_of_stage: collections.abc.Sequence[int], num_microbatches: int, kind: plan.ProgramKind, live_bounds: collections.abc.Sequence[int]=[]) -> None:
         """Raise ValueError, naming rank and action, unless the programs of all ranks do the work of the stages together, without deadlock. live_bounds: most live activations by rank; empty: no bound."""
+    @staticmethod
+    def with_stages(program: collections.abc.Sequence[plan.Action], shape: plan.StepShape) -> list[plan.Action]:
+        """A rank's program with the pipeline stage of each compute action."""
 
 class storage:
 
@@ -1025,6 +1033,11 @@ class train:
             """One optimizer step over this rank's microbatches, dicts of named tensors with 'input' and 'labels'. `step` counts from 1."""
         def evaluate(self, batch: collections.abc.Mapping[str, torch.Tensor]) -> train.Evaluation:
             """Loss of one batch without gradients; all ranks call it together."""
+        def record_times(self, on: bool) -> None:
+            """Whether run() records when its actions begin and end."""
+        @property
+        def times(self) -> list[tuple[float, float]]:
+            """Begin and end of each training action of the last recorded run, by the host's clock (seconds of time.monotonic()); of a start: until its Wait has ended. RuntimeError if there was none."""
 
     class StepResult:
         """0-dim tensors; reading one waits for the device."""

@@ -122,8 +122,54 @@ def build_world(job_config: Any) -> World:
         ValueError: if the degrees do not fit the number of ranks.
         CollectiveError: if ranks do not come in time.
     """
+    if job_config.comm.mode == "fake_backend":
+        return build_fake_world(job_config)
+    mesh = _mesh(job_config)
+    recorder = Recorder()
+    distributed = init_distributed(
+        device_type=find_device_type(),
+        init_timeout_seconds=job_config.comm.init_timeout_seconds,
+        train_timeout_seconds=job_config.comm.train_timeout_seconds,
+    )
+    return World(
+        rank=distributed.rank,
+        device=distributed.device,
+        parallel_dims=_dims(mesh),
+        groups=distributed.make_groups(_axes(mesh), recorder=recorder),
+        recorder=recorder,
+        distributed=distributed,
+    )
+
+
+def build_fake_world(job_config: Any, rank: int = 0) -> World:
+    """One rank of a dry run; the others exist on paper only.
+
+    Raises:
+        ValueError: if the degrees do not fit the number of ranks.
+    """
+    mesh = _mesh(job_config)
+    recorder = Recorder()
+    dims = _dims(mesh)
+    return World(
+        rank=rank,
+        device=torch.device("meta"),
+        parallel_dims=dims,
+        groups=make_fake_groups(
+            _axes(mesh), rank=rank, world_size=dims.world_size, recorder=recorder
+        ),
+        recorder=recorder,
+        distributed=None,
+    )
+
+
+def ranks_of_pipeline(job_config: Any, rank: int) -> list[int]:
+    """The ranks that have the stages of one pipeline with this one, in order."""
+    return list(_mesh(job_config).ranks("pp", rank))
+
+
+def _mesh(job_config: Any) -> _C.mesh.Mesh:
     p = job_config.parallelism
-    mesh = _C.mesh.Mesh(
+    return _C.mesh.Mesh(
         _C.mesh.ParallelDims(
             dp_replicate=p.data_parallel_replicate_degree,
             dp_shard=p.data_parallel_shard_degree,
@@ -135,45 +181,21 @@ def build_world(job_config: Any) -> World:
             world_size=find_world_size(job_config),
         )
     )
-    dims = ParallelDims(
+
+
+def _dims(mesh: _C.mesh.Mesh) -> ParallelDims:
+    return ParallelDims(
         **{name: getattr(mesh.dims, name) for name in ParallelDims.__annotations__}
     )
-    axes = {
-        axis: _groups_of(mesh, axis)
+
+
+def _axes(mesh: _C.mesh.Mesh) -> dict[str, list[tuple[int, ...]]]:
+    """By axis the ranks of all its groups."""
+    return {
+        axis: [
+            tuple(mesh.ranks(axis, rank))
+            for rank in range(mesh.dims.world_size)
+            if mesh.coordinate(rank, axis) == 0  # one rank of each group
+        ]
         for axis in ("world", "pp", "dp_replicate", "fsdp", "batch", "loss", "cp", "tp")
     }
-    recorder = Recorder()
-    if job_config.comm.mode == "fake_backend":
-        groups = make_fake_groups(
-            axes, rank=0, world_size=dims.world_size, recorder=recorder
-        )
-        return World(
-            rank=0,
-            device=torch.device("meta"),
-            parallel_dims=dims,
-            groups=groups,
-            recorder=recorder,
-            distributed=None,
-        )
-    distributed = init_distributed(
-        device_type=find_device_type(),
-        init_timeout_seconds=job_config.comm.init_timeout_seconds,
-        train_timeout_seconds=job_config.comm.train_timeout_seconds,
-    )
-    return World(
-        rank=distributed.rank,
-        device=distributed.device,
-        parallel_dims=dims,
-        groups=distributed.make_groups(axes, recorder=recorder),
-        recorder=recorder,
-        distributed=distributed,
-    )
-
-
-def _groups_of(mesh: _C.mesh.Mesh, axis: str) -> list[tuple[int, ...]]:
-    """The ranks of every group of an axis."""
-    return [
-        tuple(mesh.ranks(axis, rank))
-        for rank in range(mesh.dims.world_size)
-        if mesh.coordinate(rank, axis) == 0  # one rank of each group
-    ]

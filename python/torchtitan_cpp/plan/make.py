@@ -18,11 +18,26 @@ from torchtitan_cpp.config import (
 )
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.pipeline import Pipeline
-from torchtitan_cpp.plan.rates import Rates, predict_time
+from torchtitan_cpp.plan.rates import Rates, predict_times
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.world import World, build_world, find_device_type
+from torchtitan_cpp.world import (
+    World,
+    build_fake_world,
+    build_world,
+    find_device_type,
+    ranks_of_pipeline,
+)
 
 _MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRank:
+    """The step of one rank of a pipeline, or of the one rank without."""
+
+    program: Sequence[_C.plan.Action]
+    """With the pipeline stages of compute actions."""
+    time: _C.plan.Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +69,10 @@ class Plan:
     """False for a Python model: what its segments need shows only when they run."""
     pipeline: Pipeline | None
     rates: Rates | None
-    time: _C.plan.Simulation | None
-    """At ``rates``; None without them."""
+    timed_ranks: Sequence[TimedRank]
+    """At ``rates``; empty without them."""
+    pipeline_rank: int
+    """Which of ``timed_ranks`` the plan is of."""
     budget_curve: Sequence[tuple[int, int]] = ()
     """Bytes that the blocks keep of a microbatch and flops that they compute again, for
     every memory budget; empty unless the configuration asks to see it."""
@@ -64,6 +81,28 @@ class Plan:
     def num_ranks(self) -> int:
         """Of the whole run."""
         return math.prod(self.mesh.values())
+
+    @property
+    def time(self) -> _C.plan.Simulation | None:
+        """Of this rank, at ``rates``; None without them."""
+        return self.timed_ranks[self.pipeline_rank].time if self.timed_ranks else None
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, until the last rank of the pipeline has ended it.
+
+        Raises:
+            ValueError: if the plan was made without rates.
+        """
+        return max(rank.time.seconds for rank in self.timed_ranks)
+
+    @property
+    def idle_share(self) -> float:
+        """Of the predicted time of all ranks of the pipeline, without work."""
+        return _C.plan.idle_share(
+            [rank.program for rank in self.timed_ranks],
+            [rank.time.spans for rank in self.timed_ranks],
+        )
 
     @property
     def tokens(self) -> int:
@@ -92,32 +131,18 @@ def make_plan(
     if world is None:
         world = build_world(job_config)
     training, dims = job_config.training, world.parallel_dims
-    rows = training.local_batch_size
     if model is None:
-        model = build_model(
-            get_train_spec(job_config.model.name),
-            job_config,
-            world,
-            accumulation=max(1, training.global_batch_size // (rows * dims.batch)),
-        )
-    if model.pipeline:
-        rows = model.pipeline.microbatch_size
-    shape = _with_optimizer(model.applied.shape, job_config)
-    if find_device_type() == "cpu":
-        shape = shape.with_transport_buffers()  # the ranks would talk over Gloo
+        model = _build(job_config, world)
+    rows = (
+        model.pipeline.microbatch_size if model.pipeline else training.local_batch_size
+    )
     is_cpp = isinstance(model.module, CppModule)
-    if is_cpp:
-        shape = _measure(model, shape, job_config, rows)
-    elif rates is not None:
+    if rates is not None and not is_cpp:
         raise ValueError(
             "--tflops: the time of a Python model cannot be predicted, because its "
             "segments do not say what they compute"
         )
-    if model.pipeline and rates is not None:
-        raise ValueError(
-            "--tflops: the time of a pipeline is not predicted yet; without the rates "
-            "the plan has its bubble, and --timeline draws the schedule"
-        )
+    shape = _shape(model, job_config, rows)
     program = model.applied.training_actions
     _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
     flops = _flops_by_kind(program, shape)
@@ -125,7 +150,6 @@ def make_plan(
         tokens = rows * training.seq_len * shape.num_microbatches
         # What ranks that share a batch compute is taken to be alike.
         flops["Forward"] = model.flops_per_token * tokens // (dims.pp * dims.tp)
-    axes = {axis: group.size for axis, group in world.groups.items()}
     return Plan(
         mesh={axis: getattr(dims, axis) for axis in _MESH_AXES},
         model=f"{job_config.model.name} {job_config.model.flavor}",
@@ -135,20 +159,70 @@ def make_plan(
         shape=shape,
         program=program,
         memory=_C.plan.estimate_memory(program, shape),
-        traffic=_C.plan.traffic(program, shape, loss_ranks=axes["loss"]),
+        traffic=_C.plan.traffic(program, shape, loss_ranks=world.groups["loss"].size),
         num_data_ranks=dims.batch,
         flops=sum(flops.values()),
         recomputed_flops=flops["Recompute"],
         knows_segments=is_cpp,
         pipeline=model.pipeline,
         rates=rates,
-        time=predict_time(program, shape, rates, axes) if rates else None,
+        timed_ranks=_predict(job_config, world, program, shape, rates),
+        pipeline_rank=world.groups["pp"].rank,
         budget_curve=(
             model.applied.memory_budget_curve
             if job_config.activation_checkpoint.visualize_memory_budget_pareto
             else ()
         ),
     )
+
+
+def _build(job_config: JobConfig, world: World) -> Model:
+    training = job_config.training
+    rows = training.local_batch_size * world.parallel_dims.batch
+    return build_model(
+        get_train_spec(job_config.model.name),
+        job_config,
+        world,
+        accumulation=max(1, training.global_batch_size // rows),
+    )
+
+
+def _shape(model: Model, job_config: JobConfig, rows: int) -> _C.plan.StepShape:
+    """What is known of a rank's step; of a Python model nothing of its segments."""
+    shape = _with_optimizer(model.applied.shape, job_config)
+    if find_device_type() == "cpu":
+        shape = shape.with_transport_buffers()  # the ranks would talk over Gloo
+    if isinstance(model.module, CppModule):
+        shape = _measure(model, shape, job_config, rows)
+    return shape
+
+
+def _predict(
+    job_config: JobConfig,
+    world: World,
+    program: Sequence[_C.plan.Action],
+    shape: _C.plan.StepShape,
+    rates: Rates | None,
+) -> list[TimedRank]:
+    """The steps of all ranks of the pipeline; ``program`` and ``shape`` of this one."""
+    if rates is None:
+        return []
+    programs, shapes = [], []
+    for rank in ranks_of_pipeline(job_config, world.rank):
+        if rank != world.rank:
+            model = _build(job_config, build_fake_world(job_config, rank))
+            assert model.pipeline is not None
+            program = model.applied.training_actions
+            shape = _shape(model, job_config, model.pipeline.microbatch_size)
+            _C.plan.verify(program, shape, _C.plan.ProgramKind.TRAINING)
+        programs.append(program)
+        shapes.append(shape)
+    axes = {axis: group.size for axis, group in world.groups.items()}
+    times = predict_times(programs, shapes, rates, axes)
+    return [
+        TimedRank(program=_C.plan.with_stages(program, shape), time=time)
+        for program, shape, time in zip(programs, shapes, times, strict=True)
+    ]
 
 
 def _flops_by_kind(

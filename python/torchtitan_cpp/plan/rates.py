@@ -27,7 +27,7 @@ class Rates:
     network_gb_per_second: float | None = None
     """What a rank sends, 1e9 bytes per second; None: it has no peers."""
     network_latency_us: float = 0.0
-    """Of each collective, microseconds."""
+    """Of each collective and message, microseconds."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -83,24 +83,24 @@ def rates_of(arguments: argparse.Namespace, *, num_ranks: int) -> Rates | None:
     return Rates(**given)
 
 
-def predict_time(
-    program: Sequence[_C.plan.Action],
-    shape: _C.plan.StepShape,
+def predict_times(
+    programs: Sequence[Sequence[_C.plan.Action]],
+    shapes: Sequence[_C.plan.StepShape],
     rates: Rates,
     axes: Mapping[str, int],
-) -> _C.plan.Simulation:
-    """Seconds of the program.
+) -> list[_C.plan.Simulation]:
+    """Seconds of the programs of all ranks of a pipeline, or of the one without.
 
     Args:
-        axes: ranks of each mesh axis that a collective may use.
+        axes: ranks of each mesh axis that a collective or message may use.
     """
     link = (
         (rates.network_gb_per_second or 0.0) * 1e9,
         rates.network_latency_us * 1e-6,
     )
     return _C.plan.simulate(
-        program,
-        shape,
+        programs,
+        shapes,
         flops_per_second=rates.tflops * 1e12,
         memory_bytes_per_second=rates.memory_gb_per_second * 1e9,
         links={axis: link for axis, size in axes.items() if size > 1},

@@ -132,11 +132,14 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     yield f"time of a step at {at}"
     yield f"  computing      {time.compute_seconds:>12,.4g} s"
     yield f"  waiting        {time.exposed_seconds:>12,.4g} s"
-    each = plan.tokens / time.seconds
+    each = plan.tokens / plan.seconds
     yield (
-        f"  together       {time.seconds:>12,.4g} s: {each:,.0f} tokens/s a rank, "
+        f"  together       {plan.seconds:>12,.4g} s: {each:,.0f} tokens/s a rank, "
         f"{each * plan.num_data_ranks:,.0f} in all"
     )
+    if plan.pipeline is not None:
+        yield f"  bubble         {plan.idle_share:>12.1%} of the pipeline's time"
+        return  # its messages are waited for by ranks without work
     moving = sum(
         end - begin
         for action, (begin, end) in zip(plan.program, time.spans, strict=True)

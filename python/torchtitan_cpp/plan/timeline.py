@@ -38,22 +38,26 @@ def draw_schedule(
 
 
 def draw_plan(plan: Plan) -> str:
-    """The predicted step of the plan's rank; of a pipeline the schedule of all ranks.
+    """The predicted step of the plan's rank; of a pipeline that of all its ranks.
 
-    The stages of the latter are drawn alike: forward and each half of backward as 1 s.
+    Without rates a pipeline is drawn as its schedule, with stages that are all alike:
+    forward and each half of backward take 1 s.
 
     Raises:
-        ValueError: if the plan was made without rates.
+        ValueError: if the plan of one rank was made without rates.
     """
+    if plan.timed_ranks:
+        size = f"one of {plan.num_ranks} ranks"
+        if plan.pipeline is not None:
+            size = f"one pipeline of {plan.num_ranks} ranks"
+        return draw_timeline(
+            [rank.program for rank in plan.timed_ranks],
+            [rank.time.spans for rank in plan.timed_ranks],
+            title=f"{plan.model}: a step of {size}",
+        )
     if plan.pipeline is not None:
         return draw_schedule(plan.pipeline.schedule, title=plan.model)
-    if plan.time is None:
-        raise ValueError(
-            "--timeline: the picture is of the predicted time; give --tflops and the "
-            "other rates as well"
-        )
-    return draw_timeline(
-        [plan.program],
-        [plan.time.spans],
-        title=f"{plan.model}: a step of one of {plan.num_ranks} ranks",
+    raise ValueError(
+        "--timeline: the picture is of the predicted time; give --tflops and the "
+        "other rates as well"
     )

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "plan/shapes.h"
+
 namespace torchtitan::plan {
 namespace {
 
@@ -44,6 +46,34 @@ TEST(Timeline, TellsTheIdleShareAndTheLiveActivations) {
   const std::string svg = draw_timeline(kPrograms, kSpans, "");
   EXPECT_EQ(count(svg, ">bubble 50.0 %, at most 1 live activations on a rank, 4 s<"),
             1);
+}
+
+TEST(Timeline, WaitingForOthersInTheClipIsIdle) {
+  const std::vector<Program> programs{
+      {{.kind = K::kForward}, {.kind = K::kClipGradient}, {.kind = K::kOptimizerStep}}};
+  const std::vector<std::vector<Span>> spans{{{0.0, 1.0}, {1.0, 3.0}, {3.0, 4.0}}};
+  EXPECT_DOUBLE_EQ(idle_share(programs, spans), 0.5);
+  EXPECT_DOUBLE_EQ(idle_share(kPrograms, kSpans), 0.5);
+}
+
+TEST(Timeline, ActionsOfSegmentsGetTheStagesOfTheRank) {
+  StepShape shape = chain(3, 1, 1, 1);
+  const auto stage = [](int64_t index, int64_t first_segment, int64_t num_segments) {
+    return StageShape{.index = index,
+                      .first_segment = first_segment,
+                      .num_segments = num_segments,
+                      .is_last = false,
+                      .receives = false,
+                      .sends = false};
+  };
+  shape.stages = {stage(1, 0, 2), stage(4, 2, 1)};
+  const Program program{{.kind = K::kForward, .segment = 1, .microbatch = 0},
+                        {.kind = K::kUnshard, .group = 0},
+                        {.kind = K::kBackward, .segment = 2, .microbatch = 0}};
+  EXPECT_EQ(one_line(with_stages(program, shape)),
+            "Forward st1 s1 mb0; Unshard g0; Backward st4 s2 mb0");
+  shape.stages.clear();
+  EXPECT_EQ(with_stages(program, shape), program);
 }
 
 TEST(Timeline, PlacesBarsInProportionToTheirTimes) {

@@ -99,9 +99,9 @@ def test_traffic_memory_and_time_are_predicted():
     assert memory.before.total() == 2 * 8 * (4 + 4 + 8)
     assert memory.after.total() == memory.before.total()
     assert max(memory.totals) == memory.peak.total()
-    simulation = _C.plan.simulate(
-        program,
-        shape,
+    (simulation,) = _C.plan.simulate(
+        [program],
+        [shape],
         flops_per_second=100.0,
         memory_bytes_per_second=1e9,
         links={"fsdp": (1e9, 0.5), "loss": (1e9, 0.0)},

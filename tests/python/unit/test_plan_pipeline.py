@@ -9,6 +9,7 @@ import pytest
 from torchtitan_cpp import plan
 from torchtitan_cpp.config import JobConfig, check_run, read_config
 from torchtitan_cpp.train import main as train
+from torchtitan_cpp.world import build_fake_world
 
 FLAGS = (
     "--comm.mode=fake_backend",
@@ -61,13 +62,70 @@ def test_the_command_tells_the_bubble_and_draws_the_schedule(
     assert picture.read_text().startswith("<svg")
 
 
-def test_rates_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+RATES = plan.Rates(tflops=1.0, memory_gb_per_second=1e12, network_gb_per_second=1e12)
+"""Communication and the optimizer cost nothing."""
+
+
+def seconds_of_work(config: JobConfig, rank: int) -> tuple[float, float]:
+    """Of a rank's stages on one microbatch, forward and backward."""
+    segments = plan.make_plan(config, build_fake_world(config, rank)).shape.segments
+    again = sum(each.recompute_flops for each in segments if each.recompute)
+    return (
+        sum(each.forward_flops for each in segments) / 1e12,
+        (again + sum(each.backward_flops for each in segments)) / 1e12,
+    )
+
+
+@pytest.mark.parametrize("ac", ["none", "full"])
+def test_unequal_stages_take_the_time_of_the_slower_one(
+    ac: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NGPU", "2")
+    config = config_of(schedule("GPipe"), f"--activation_checkpoint.mode={ac}")
+    planned = plan.make_plan(config, rates=RATES)
+    (f0, b0), (f1, b1) = (seconds_of_work(config, rank) for rank in (0, 1))
+    assert f0 != f1
+    # All forwards, then all backwards; the faster rank waits for the slower one.
+    seconds = f0 + 3 * max(f0, f1) + f1 + b1 + 3 * max(b0, b1) + b0
+    assert planned.seconds == pytest.approx(seconds, rel=1e-6)
+    work = 4 * (f0 + b0 + f1 + b1)
+    assert planned.idle_share == pytest.approx(1 - work / (2 * seconds), rel=1e-6)
+    assert planned.time
+    assert planned.time.compute_seconds == pytest.approx(4 * (f0 + b0), rel=1e-6)
+
+
+def test_what_a_slow_network_adds_is_in_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NGPU", "4")
+    config = config_of(schedule("InterleavedZeroBubble"), world_size=4)  # FSDP 2
+    fast = plan.make_plan(config, rates=RATES)
+    slow = plan.make_plan(
+        config,
+        rates=plan.Rates(
+            tflops=1.0, memory_gb_per_second=1e12, network_gb_per_second=1.0
+        ),
+    )
+    moved = {key: each.bytes / 1e9 for key, each in slow.traffic.items()}
+    # Shards are gathered once and reduced once; one of four messages is waited for.
+    least = (moved["fsdp", "all_gather"] + moved["pp", "recv"]) / 4
+    assert slow.seconds > fast.seconds + least
+    assert slow.idle_share > fast.idle_share
+
+
+def test_the_command_predicts_the_time_and_draws_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NGPU", "4")
     rates = ("--tflops=1", "--memory-gb-per-second=10", "--network-gb-per-second=1")
-    assert plan.main([*FLAGS[1:], *rates]) == 2
-    assert "not predicted yet" in capsys.readouterr().err
+    picture = tmp_path / "step.svg"
+    assert plan.main([*FLAGS[1:], *rates, f"--timeline={picture}"]) == 0
+    printed = capsys.readouterr().out
+    assert "together" in printed and "of the pipeline's time" in printed
+    drawn = picture.read_text()
+    assert "a step of one pipeline of 4 ranks" in drawn
+    for shown in (">rank 0: st0<", ">rank 1: st1<", "OptimizerStep", "Unshard g0"):
+        assert shown in drawn, shown
 
 
 def test_a_dry_run_reports_the_messages(
