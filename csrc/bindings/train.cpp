@@ -52,7 +52,21 @@ void bind_train(py::module_ module) {
           "'input' and 'labels'. `step` counts from 1.")
       .def("evaluate", &Step::evaluate, py::arg("batch"),
            py::call_guard<py::gil_scoped_release>(),
-           "Loss of one batch without gradients; all ranks call it together.");
+           "Loss of one batch without gradients; all ranks call it together.")
+      .def("record_times", &Step::record_times, py::arg("on"),
+           "Whether run() records when its actions begin and end.")
+      .def_property_readonly(
+          "times",
+          [](const Step& step) {
+            std::vector<std::pair<double, double>> times;
+            for (const auto& [begin, end] : step.times()) {
+              times.emplace_back(begin, end);
+            }
+            return times;
+          },
+          "Begin and end of each training action of the last recorded run, by the "
+          "host's clock (seconds of time.monotonic()); of a start: until its Wait has "
+          "ended. RuntimeError if there was none.");
 }
 
 }  // namespace torchtitan::bindings

@@ -65,7 +65,7 @@ Executor::Executor(nn::Model model,
 }
 
 void Executor::run(const plan::Program& program, std::vector<Batch> batches,
-                   const OtherActions& other) {
+                   const OtherActions& other, ActionTimes* times) {
   live_.clear();
   for (auto& batch : batches) {
     Live live;
@@ -86,9 +86,17 @@ void Executor::run(const plan::Program& program, std::vector<Batch> batches,
   }
   program_ = &program;
   other_ = &other;
+  times_ = times;
+  if (times_) times_->begin_run(program.size());
   // A model with a forward of its own moves on from within an action.
-  for (next_ = 0; next_ < program.size();) execute(program[next_++]);
+  for (next_ = 0; next_ < program.size();) execute(next_action());
+  if (times_) times_->end_run();
   live_.clear();
+}
+
+const plan::Action& Executor::next_action() {
+  if (times_) times_->mark();
+  return (*program_)[next_++];
 }
 
 void Executor::execute(const plan::Action& action) {

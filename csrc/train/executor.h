@@ -13,6 +13,7 @@
 #include "nn/parameter_group.h"
 #include "nn/stage_transport.h"
 #include "plan/program.h"
+#include "train/action_times.h"
 
 namespace torchtitan::train {
 
@@ -30,9 +31,10 @@ class Executor final : private nn::Progress {
 
   // Runs the actions in order. Values named "loss" are summed into loss_sum(); their
   // gradient is loss_gradient, which must be set before the first Backward.
-  // Throws what a segment throws, with the action's text in front.
+  // Throws what a segment throws, with the action's text in front. `times`, if any, get
+  // the begin and end of each action.
   void run(const plan::Program& program, std::vector<Batch> batches,
-           const OtherActions& other);
+           const OtherActions& other, ActionTimes* times = nullptr);
 
   // 0-dim; of the values of this rank in the run under way or just ended. Undefined
   // where no segment gave a loss.
@@ -54,6 +56,8 @@ class Executor final : private nn::Progress {
     std::vector<at::Tensor> own_inputs, own_outputs;
   };
 
+  // The next action of the program begins.
+  const plan::Action& next_action();
   void execute(const plan::Action& action);
   void wait(const plan::Action& action);
   void forward(const plan::Action& action);
@@ -89,6 +93,7 @@ class Executor final : private nn::Progress {
   std::vector<Live> live_;
   const plan::Program* program_ = nullptr;  // under way
   const OtherActions* other_ = nullptr;
+  ActionTimes* times_ = nullptr;
   size_t next_ = 0;         // action of the program
   plan::Action reached_{};  // by a model's own code
   bool keep_for_backward_ = false;

@@ -101,7 +101,7 @@ const plan::Action& Executor::next_compute(ActionKind expected, int64_t segment)
   while (true) {
     TORCH_CHECK(next_ < program_->size(), "the program ends before ",
                 plan::to_string(expected), " of segment ", segment);
-    const auto& action = (*program_)[next_++];
+    const auto& action = next_action();
     if (action.kind == ActionKind::kBackwardWeight) {
       own_backward_weight(action);
     } else if (plan::is_compute(action)) {

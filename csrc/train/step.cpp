@@ -65,8 +65,10 @@ StepResult Step::run(std::vector<Batch> microbatches, double learning_rate,
   const auto options = result_.local_tokens.options();
   scalars_.learning_rate = at::scalar_tensor(learning_rate, options);
   scalars_.step = at::scalar_tensor(static_cast<double>(step), options);
-  executor_.run(parts_.training_program, std::move(microbatches),
-                [this](const plan::Action& action) { other_action(action); });
+  executor_.run(
+      parts_.training_program, std::move(microbatches),
+      [this](const plan::Action& action) { other_action(action); },
+      record_times_ ? &times_ : nullptr);
   return result_;
 }
 

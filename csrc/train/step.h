@@ -65,6 +65,13 @@ class Step {
   }
   const plan::Program& training_program() const { return parts_.training_program; }
 
+  // Whether run() records when its actions begin and end. Off, it costs nothing.
+  void record_times(bool on) { record_times_ = on; }
+  // By action of training_program(), of the last run that was recorded.
+  std::vector<plan::Span> times() const {
+    return times_.spans(parts_.training_program);
+  }
+
  private:
   void other_action(const plan::Action& action);
   void finish_token_count();
@@ -77,6 +84,8 @@ class Step {
 
   StepParts parts_;
   Executor executor_;
+  bool record_times_ = false;
+  ActionTimes times_;
   ops::AdamScalars scalars_;
   collectives::Handle token_count_;
   StepResult result_;

@@ -82,6 +82,10 @@ def files_of(trainer: Trainer) -> dict[str, Path]:
             profiling.enable_memory_snapshot,
             folder / profiling.save_memory_snapshot_folder,
         ),
+        "timelines": (
+            profiling.enable_timeline,
+            folder / profiling.save_timeline_folder,
+        ),
         "checkpoints": (config.checkpoint.enable, Path(trainer.checkpointer.folder)),
     }
     return {label: path for label, (written, path) in files.items() if written}

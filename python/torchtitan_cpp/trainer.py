@@ -31,11 +31,8 @@ from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import as_container
-from torchtitan_cpp.profiling import (
-    maybe_enable_memory_snapshot,
-    maybe_enable_profiling,
-)
 from torchtitan_cpp.run_summary import files_of, summarize
+from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import GroupRanks, collect, load
 from torchtitan_cpp.world import World, build_world
@@ -188,27 +185,10 @@ class Trainer:
         if config.checkpoint.create_seed_checkpoint:
             self.checkpointer.save_seed(collect(self))
             return
-        dump_folder = config.job.dump_folder
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
         with ExitStack() as stack:
-            profiler = stack.enter_context(
-                maybe_enable_profiling(
-                    config.profiling,
-                    global_step=self.step,
-                    base_folder=dump_folder,
-                    rank=self.world.rank,
-                )
-            )
-            snapshot = stack.enter_context(
-                maybe_enable_memory_snapshot(
-                    config.profiling,
-                    global_step=self.step,
-                    base_folder=dump_folder,
-                    rank=self.world.rank,
-                    device=self.world.device,
-                )
-            )
+            finished_step = stack.enter_context(profile_steps(self))
             progress = stack.enter_context(
                 Progress(
                     total_steps=config.training.steps,
@@ -239,10 +219,7 @@ class Trainer:
                 if self.validator and self.validator.should_validate(self.step):
                     self.check_finite()  # rather than a loss of bad weights
                     self.validator.validate(self.model_parts, self.step)
-                if profiler:
-                    profiler.step()
-                if snapshot:
-                    snapshot.step()
+                finished_step()
                 progress.update(self.step, next(reversed(self._losses.values()), None))
                 if self.step == first_step + 1:
                     self.world.first_step_passed()

@@ -27,14 +27,14 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Profiling:
-    """Traces of a few steps and snapshots of the memory."""
+    """Traces and times of a few steps, and snapshots of the memory."""
 
     enable_profiling: bool = False
     """Record a trace of profiler_active steps every profile_freq steps."""
     save_traces_folder: Name = "profile_traces"
     """Folder of the traces, below job.dump_folder."""
     profile_freq: Positive = 10
-    """Steps between the ends of two traces."""
+    """Steps between the ends of two traces, snapshots or recorded times."""
     profiler_active: Positive = 1
     """Steps that each trace records."""
     profiler_warmup: NonNegative = 3
@@ -43,3 +43,8 @@ class Profiling:
     """Record every allocation and write a snapshot each profile_freq steps (CUDA)."""
     save_memory_snapshot_folder: Name = "memory_snapshot"
     """Folder of the snapshots, below job.dump_folder."""
+    enable_timeline: bool = False
+    """Record when each action of each profile_freq-th step begins and ends, on every
+    rank (host times); python -m torchtitan_cpp.plan --recorded draws it."""
+    save_timeline_folder: Name = "timelines"
+    """Folder of the recorded times, below job.dump_folder."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from torchtitan_cpp.config import ConfigError, check_run, read_config
 from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.plan.make import make_plan
-from torchtitan_cpp.plan.rates import add_flags, rates_of
+from torchtitan_cpp.plan.rates import Rates, add_flags, rates_of
 from torchtitan_cpp.plan.report import describe
-from torchtitan_cpp.plan.timeline import draw_plan
+from torchtitan_cpp.plan.timeline import draw_plan, draw_timeline
+from torchtitan_cpp.recorded_times import describe_times, read_times
 from torchtitan_cpp.train import EXIT_BAD_INPUT, import_custom_code
 from torchtitan_cpp.world import find_world_size
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m torchtitan_cpp.plan",
-        usage="%(prog)s [rates] [--timeline OUT.svg] [flags of torchtitan_cpp.train]",
+        usage="%(prog)s [rates] [--timeline OUT.svg] [flags of torchtitan_cpp.train]\n"
+        "       %(prog)s --recorded FOLDER [--timeline OUT.svg]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -36,13 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--timeline",
         metavar="OUT.svg",
         type=Path,
-        help="draw the predicted step into this file; needs the rates",
+        help="draw the predicted step into this file, of a pipeline without rates its "
+        "schedule; with --recorded the recorded step",
+    )
+    parser.add_argument(
+        "--recorded",
+        metavar="FOLDER",
+        type=Path,
+        help="instead of a plan, what the ranks of a run did in a step: a folder "
+        "iteration_<N> that profiling.enable_timeline has left",
     )
     flags = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(flags):
         print(parser.format_help())
     own, others = parser.parse_known_args(flags)
     try:
+        if own.recorded is not None:
+            print(_recorded(own, others))
+            return 0
         loaded = read_config([*others, "--comm.mode=fake_backend"])
         import_custom_code(loaded)
         world_size = find_world_size(loaded.config)
@@ -61,3 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     print(describe(plan))
     return 0
+
+
+def _recorded(own: argparse.Namespace, others: Sequence[str]) -> str:
+    rates = [name for name in Rates.__annotations__ if getattr(own, name) is not None]
+    if unused := [*(f"--{name}" for name in rates), *others]:
+        raise ValueError(f"--recorded: {unused[0]} has no effect on a recorded step")
+    recorded = read_times(own.recorded)
+    if own.timeline is not None:
+        svg = draw_timeline(recorded.programs, recorded.spans, title=recorded.title)
+        own.timeline.write_text(svg, encoding="utf-8")
+    return describe_times(recorded)

@@ -3,6 +3,9 @@
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "optim/adam.h"
 #include "parallel/apply.h"
 
@@ -89,6 +92,41 @@ TEST(Step, DividesByTheValidTokensAndReportsTheNormBeforeClipping) {
   // Adam's first update is lr times the sign of the gradient.
   EXPECT_NEAR(f.group->master()[0].item<double>(), 0.9, 1e-6);
   EXPECT_EQ(f.group->master()[2].item<double>(), 1.0);
+}
+
+TEST(Step, RecordsWhenEachActionRanWhereThatIsAskedFor) {
+  Fixture f(1.0);
+  const auto seconds = [] {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(now).count();
+  };
+  f.step->run({Fixture::batch({3, 6, 9, 0})}, 0.1, 1);
+  EXPECT_THROW(f.step->times(), c10::Error);
+  f.step->record_times(true);
+  const double before = seconds();
+  f.step->run({Fixture::batch({3, 6, 9, 0})}, 0.1, 2);
+  const double after = seconds();
+  f.step->record_times(false);
+  f.step->run({Fixture::batch({3, 6, 9, 0})}, 0.1, 3);
+  f.step->evaluate(Fixture::batch({3, 6, 9, 0}));
+  const auto& program = f.step->training_program();
+  const auto times = f.step->times();
+  ASSERT_EQ(times.size(), program.size());
+  double last = before;
+  for (size_t i = 0; i < times.size(); ++i) {
+    EXPECT_GE(times[i].begin, last);
+    EXPECT_GE(times[i].end, times[i].begin);
+    last = times[i].begin;
+    if (plan::is_start(program[i])) {
+      const auto wait =
+          std::find(program.begin(), program.end(), plan::wait_for(program[i])) -
+          program.begin();
+      EXPECT_EQ(times[i].end, times.at(static_cast<size_t>(wait)).end);
+    } else {
+      last = times[i].end;
+    }
+  }
+  EXPECT_LE(last, after);
 }
 
 TEST(Step, ANumberThatIsNotFiniteChangesNoWeight) {

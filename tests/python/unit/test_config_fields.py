@@ -40,6 +40,7 @@ OUT_OF_RANGE = {
     "profiling.profiler_active": ["0"],
     "profiling.profiler_warmup": ["-1"],
     "profiling.save_memory_snapshot_folder": ['""'],
+    "profiling.save_timeline_folder": ['""'],
     "model.name": ['""'],
     "model.flavor": ['""'],
     "optimizer.name": ['""'],
