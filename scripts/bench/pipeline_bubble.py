@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measures the bubble of every pipeline schedule with stages that sleep.
 
-Each rank is a process; messages go over Gloo. Forward, backward of inputs and backward
-of weights sleep ``--milliseconds`` each; whatever else a step takes is bubble:
+Each rank is a process that runs the trainer's own step; messages go over Gloo. Forward,
+backward of inputs and backward of weights sleep ``--milliseconds`` each; whatever else
+a step takes is bubble:
 
     1 - time slept by all ranks / (ranks * time from the first begin to the last end)
 
@@ -34,7 +35,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from torchtitan_cpp import _C
+from torchtitan_cpp import _C, parallel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_sides import Clock, OurRank, torch_step
@@ -56,10 +57,20 @@ def make_schedule(name: str, num_ranks: int, microbatches_per_rank: int) -> Any:
 def timed(step: Callable[[], None], clock: Clock) -> tuple[float, float, float]:
     """When a step began and ended on this rank, and how long it slept."""
     dist.barrier()
-    clock.busy = 0.0
+    clock.reset()
     begin = time.monotonic()  # one clock for all processes of a machine
     step()
     return begin, time.monotonic(), clock.busy
+
+
+def check_work(name: str, side: str, schedule: Any, rank: int, clock: Clock) -> None:
+    """Both sides must do the same: three works for each stage and microbatch."""
+    expected = 3 * schedule.rank_of_stage.count(rank) * schedule.num_microbatches
+    if clock.num_works != expected:
+        raise RuntimeError(
+            f"{name}, {side}: expected {expected} works on rank {rank}, found "
+            f"{clock.num_works}"
+        )
 
 
 def run_rank(rank: int, num_ranks: int, store: str, args: Any, results: Any) -> None:
@@ -69,9 +80,12 @@ def run_rank(rank: int, num_ranks: int, store: str, args: Any, results: Any) -> 
         "gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks
     )
     clock = Clock(args.milliseconds / 1e3)
+    watch = parallel.Watch(timeout_seconds=600.0)
+    own_group: Any = dist.new_group(list(range(num_ranks)))  # beside the peer's
+    group = parallel.c10d_group(own_group, name="pp", watch=watch)
     for name in args.schedules:
         schedule = make_schedule(name, num_ranks, args.microbatches_per_rank)
-        ours = OurRank(schedule, rank, clock)
+        ours = OurRank(schedule, rank, clock, group)
         sides = {"ours": ours.step, "torch": torch_step(name, schedule, rank, clock)}
         bubbles: dict[str, list[float]] = {side: [] for side in sides}
         for index in range(1 + args.steps):  # the first one connects and infers shapes
@@ -81,14 +95,16 @@ def run_rank(rank: int, num_ranks: int, store: str, args: Any, results: Any) -> 
                 begins, ends, busy = zip(*gathered, strict=True)
                 seconds = max(ends) - min(begins)
                 if index > 0:
+                    check_work(name, side, schedule, rank, clock)
                     bubbles[side].append(1 - sum(busy) / (num_ranks * seconds))
-        spans: list[Any] = [None] * num_ranks
-        dist.all_gather_object(spans, ours.spans)
+        actions: list[Any] = [None] * num_ranks
+        dist.all_gather_object(actions, ours.actions())
         if rank == 0:
             best = {side: min(shares) for side, shares in bubbles.items()}
             results.append(report(name, schedule, best))
             if args.timelines:
-                draw(name, schedule, spans, args.timelines)
+                draw(name, actions, args.timelines)
+    watch.close()
     dist.destroy_process_group()
 
 
@@ -117,14 +133,14 @@ def report(name: str, schedule: Any, measured: dict[str, float]) -> dict[str, An
     }
 
 
-def draw(name: str, schedule: Any, spans: list[Any], folder: Path) -> None:
-    start = min(begin for of_rank in spans for begin, _ in of_rank)
+def draw(name: str, ranks: list[Any], folder: Path) -> None:
+    start = min(begin for actions in ranks for _, begin, _ in actions)
     svg = _C.plan.draw_timeline(
-        _C.plan.add_transfers(schedule),
-        [[(begin - start, end - start) for begin, end in rank] for rank in spans],
-        title=f"{name} on {schedule.num_ranks} ranks, measured",
+        [[_C.plan.Action(text) for text, _, _ in actions] for actions in ranks],
+        [[(begin - start, end - start) for _, begin, end in each] for each in ranks],
+        title=f"{name} on {len(ranks)} ranks, measured",
     )
-    (folder / f"{name}-{schedule.num_ranks}.svg").write_text(svg)
+    (folder / f"{name}-{len(ranks)}.svg").write_text(svg)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """The two sides of pipeline_bubble.py, as one rank runs them over Gloo.
 
 A stage sleeps, equally long in forward, in backward of its inputs and in backward of
-its weights. Both sides run the same stage; ours follows the stage programs of
-``_C.plan.add_transfers``, the peer is ``torch.distributed.pipelining``.
+its weights. Ours is the training step (``_C.train.Step``) of a Python model that has
+such a layer for each stage, with all that belongs to a step: transfers, the token
+count, the norm. The peer is ``torch.distributed.pipelining``.
 """
 
 from __future__ import annotations
@@ -13,36 +14,44 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.nn.python_model import PythonModel, Stage
+from torchtitan_cpp.nn.stages import keep_modules
 
 WIDTH = 4
 
 
 class Clock:
-    """The seconds that the stages of a rank have slept."""
+    """How often and how long the stages of a rank have slept."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Before a step."""
         self.busy = 0.0
+        self.num_works = 0
 
     def work(self) -> None:
         """One forward or half of a backward."""
         begin = time.perf_counter()
         time.sleep(self.seconds)
         self.busy += time.perf_counter() - begin
+        self.num_works += 1
 
 
 class Sleep(torch.autograd.Function):
-    """The identity, slowly; its backward is that of the inputs alone."""
+    """The identity with a backward that takes its time, and a forward where asked."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, clock: Clock) -> Any:
+    def forward(ctx: Any, x: torch.Tensor, clock: Clock, forward_too: bool) -> Any:
         ctx.clock = clock
-        clock.work()
+        if forward_too:
+            clock.work()
         return x.clone()
 
     @staticmethod
@@ -51,89 +60,144 @@ class Sleep(torch.autograd.Function):
         return gradient.clone(), None, None
 
 
-class Stage(torch.nn.Module):
-    """[1, WIDTH] to [1, WIDTH]; with a weight, so that the first stage has a graph."""
+class Layer(torch.nn.Module):
+    """[1, WIDTH] to [1, WIDTH].
 
-    def __init__(self, clock: Clock) -> None:
+    Args:
+        late: the work for the weight is not done by autograd, but by a call of
+            ``backward_weight``, as ``torch.distributed.pipelining`` has it.
+    """
+
+    def __init__(self, clock: Clock, *, late: bool) -> None:
         super().__init__()
         self.clock = clock
-        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.late = late
+        self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         apply: Any = Sleep.apply  # untyped
-        result: torch.Tensor = apply(x, self.weight, self.clock)
+        result: torch.Tensor
+        if self.late:  # with the weight, so that the first stage has a graph
+            result = apply(x + self.weight, self.clock, True)
+        else:
+            weight = apply(self.weight, self.clock, False)
+            result = apply(x, self.clock, True) + weight
         return result
 
     def backward_weight(self) -> None:
         self.clock.work()
 
 
-class OurRank:
-    """Runs a rank's program, action by action."""
+class First(torch.nn.Module):
+    """Lets the first stage have gradients of its inputs, which cost as much there."""
 
-    def __init__(self, schedule: Any, rank: int, clock: Clock) -> None:
-        self.program = _C.plan.add_transfers(schedule)[rank]
-        self.rank_of_stage = schedule.rank_of_stage
-        self.rank = rank
-        self.stages = {
-            stage: Stage(clock)
-            for stage, owner in enumerate(self.rank_of_stage)
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight
+
+
+class Layers(torch.nn.Module):
+    """One layer for each stage of a pipeline."""
+
+    def __init__(self, num_stages: int, clock: Clock) -> None:
+        super().__init__()
+        self.first = First()
+        self.layers = torch.nn.ModuleDict(
+            {str(stage): Layer(clock, late=False) for stage in range(num_stages)}
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.first is not None:
+            x = self.first(x)
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+
+class OurRank:
+    """A rank of a training step as the trainer has it, without an optimizer.
+
+    Args:
+        group: all ranks.
+    """
+
+    def __init__(self, schedule: Any, rank: int, clock: Clock, group: Any) -> None:
+        num_stages = schedule.num_stages
+        module = Layers(num_stages, clock)
+        stages = [
+            Stage(
+                names=(*(("first",) if stage == 0 else ()), f"layers.{stage}"),
+                is_first=stage == 0,
+                is_last=stage == num_stages - 1,
+            )
+            for stage, owner in enumerate(schedule.rank_of_stage)
             if owner == rank
-        }
-        self.spans: list[tuple[float, float]] = []
+        ]
+        keep_modules(module, {name for stage in stages for name in stage.names})
+        model = PythonModel(module, lambda prediction, labels: prediction.sum(), stages)
+        alone = _C.collectives.Group
+        self._applied = _C.parallel.apply(
+            _C.parallel.as_part(
+                model.build_core(),
+                segments_per_stage=model.segments_per_stage,
+                rank_of_stage=schedule.rank_of_stage,
+                rank=rank,
+            ),
+            shards=alone("fsdp"),
+            replicas=alone("dp_replicate"),
+            tensor=alone("tp"),
+            master_dtype=torch.float32,
+            compute_dtype=torch.float32,
+            reduce_dtype=torch.float32,
+            device=torch.device("cpu"),
+            reshard_after_forward="default",
+            overlap_depth=1,
+            recompute=_C.parallel.Recompute(mode="none"),
+            num_microbatches=schedule.num_microbatches,
+            early_optimizer_step=False,
+            pipeline=_C.parallel.PipelineOptions(
+                group=group,
+                training=schedule,
+                rounds=1,
+                evaluation=schedule.forward_only(),
+            ),
+        )
+        model.bind(
+            self._applied.groups, self._applied.recompute, device=torch.device("cpu")
+        )
+        for parameters in self._applied.groups:
+            parameters.initialize(0)
+        self._step = _C.train.Step(
+            self._applied,
+            _C.optim.CalledOptimizer([], lambda: None),
+            loss_axis=alone("loss"),
+            max_norm=float("inf"),
+        )
+        self._step.record_times(True)
+        self._microbatches = [
+            {
+                "input": torch.zeros(1, WIDTH),
+                "labels": torch.zeros(1, WIDTH, dtype=torch.int64),
+            }
+            for _ in range(schedule.num_microbatches)
+        ]
 
     def step(self) -> None:
-        """All actions; leaves their times in ``spans``."""
-        self.inputs: dict[Any, torch.Tensor] = {}
-        self.outputs: dict[Any, torch.Tensor] = {}
-        self.gradients: dict[Any, torch.Tensor] = {}  # of outputs
-        self.input_gradients: dict[Any, torch.Tensor] = {}
-        self.flights: dict[Any, Any] = {}
-        self.spans = []
-        for action in self.program:
-            begin = time.monotonic()
-            self._run(action)
-            self.spans.append((begin, time.monotonic()))
+        """One training step."""
+        self._step.run(self._microbatches, learning_rate=0.0, step=1)
 
-    def _run(self, action: Any) -> None:
-        stage, key = action.stage, (action.stage, action.microbatch)
-        kind = action.kind
-        if kind == "Wait":
-            self.flights.pop((action.waits_for, key)).wait()
-        elif kind == "Forward":
-            self._forward(stage, key)
-        elif kind in ("Backward", "BackwardInput"):
-            self._backward_input(stage, key)
-            if kind == "Backward":
-                self.stages[stage].backward_weight()
-        elif kind == "BackwardWeight":
-            self.stages[stage].backward_weight()
-        else:
-            self.flights[kind, key] = self._start(kind, stage, key)
-
-    def _forward(self, stage: int, key: Any) -> None:
-        x = self.inputs.setdefault(key, torch.zeros(1, WIDTH)).requires_grad_()
-        y = self.outputs[key] = self.stages[stage](x)
-        if self.rank_of_stage[stage + 1 : stage + 2] == [self.rank]:
-            self.inputs[stage + 1, key[1]] = y.detach()
-
-    def _backward_input(self, stage: int, key: Any) -> None:
-        x, y = self.inputs.pop(key), self.outputs.pop(key)
-        gradient = self.gradients.pop(key, torch.ones(1, WIDTH))
-        (self.input_gradients[key],) = torch.autograd.grad(y, x, gradient)
-        if stage > 0 and self.rank_of_stage[stage - 1] == self.rank:
-            self.gradients[stage - 1, key[1]] = self.input_gradients.pop(key)
-
-    def _start(self, kind: str, stage: int, key: Any) -> Any:
-        up = kind in ("SendActivation", "ReceiveGradient")
-        peer = self.rank_of_stage[stage + (1 if up else -1)]
-        if kind == "SendActivation":
-            return dist.isend(self.outputs[key].detach(), peer)
-        if kind == "SendGradient":
-            return dist.isend(self.input_gradients.pop(key), peer)
-        into = self.inputs if kind == "ReceiveActivation" else self.gradients
-        into[key] = torch.empty(1, WIDTH)
-        return dist.irecv(into[key], peer)
+    def actions(self) -> list[tuple[str, float, float]]:
+        """What the last step did, with begin and end of each action."""
+        program = _C.plan.with_stages(
+            self._applied.training_actions, self._applied.shape
+        )
+        return [
+            (str(action), begin, end)
+            for action, (begin, end) in zip(program, self._step.times, strict=True)
+        ]
 
 
 def torch_step(name: str, schedule: Any, rank: int, clock: Clock) -> Callable[[], None]:
@@ -143,7 +207,7 @@ def torch_step(name: str, schedule: Any, rank: int, clock: Clock) -> Callable[[]
     for index, owner in enumerate(owners):
         if owner != rank:
             continue
-        module = Stage(clock)
+        module = Layer(clock, late=True)
         parts.append(
             PipelineStage(
                 module,
