@@ -312,7 +312,12 @@ class Clocks {
   void fill_transfers(size_t rank) {
     for (size_t i = 0; i < programs_[rank].size(); ++i) {
       const Action& action = programs_[rank][i];
-      if (is_transfer(action)) spans_[rank][i] = *messages_.passed(action);
+      if (is_transfer(action)) {
+        const auto passed = messages_.passed(action);
+        check_value(passed.has_value(), "simulate: rank ", rank, ": nobody receives ",
+                    to_string(action));
+        spans_[rank][i] = *passed;
+      }
       if (action.kind == ActionKind::kSumCopies) {
         spans_[rank][i].end = *end_of_sum(rank, action);
       }

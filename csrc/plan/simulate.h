@@ -58,7 +58,8 @@ Simulation simulate(const Program& program, const StepShape& shape,
 // ClipGradient ends on all ranks together, after the last has come to it and once more
 // the latency of "pp". SumCopies ends when all ranks with a group of that name have
 // started it and each has sent its copy to the others.
-// Throws also for programs in which ranks wait for each other for ever.
+// Throws also for programs in which ranks wait for each other for ever or send what
+// nobody receives.
 std::vector<Simulation> simulate(std::span<const Program> programs,
                                  std::span<const StepShape> shapes,
                                  const CostModel& cost);

@@ -118,7 +118,10 @@ class Clock {
       for (size_t i = 0; i < programs_[rank].size(); ++i) {
         const Action& action = programs_[rank][i];
         if (!is_transfer(action)) continue;
-        result_.spans[rank][i] = *messages_.passed(action);
+        const auto passed = messages_.passed(action);
+        check_value(passed.has_value(), "simulate_pipeline: rank ", rank,
+                    ": nobody receives ", to_string(action));
+        result_.spans[rank][i] = *passed;
       }
     }
   }

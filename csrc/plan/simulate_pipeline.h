@@ -50,7 +50,8 @@ struct PipelineSimulation {
 // link: no time. A pair that runs together takes the time of both.
 //   stages  by stage of the whole pipeline
 // Throws std::invalid_argument for a negative time, a link whose rate is not positive,
-// and for programs in which ranks wait for each other for ever. The programs must be
+// and for programs in which ranks wait for each other for ever or send what nobody
+// receives. The programs must be
 // what verify_pipeline accepts.
 PipelineSimulation simulate_pipeline(std::span<const Program> programs,
                                      std::span<const StageCost> stages,

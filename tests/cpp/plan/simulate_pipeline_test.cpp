@@ -102,6 +102,8 @@ TEST(SimulatePipeline, RefusesWhatHasNoTime) {
   std::swap(programs[0][0], programs[0][5]);
   EXPECT_EQ(error(programs, stages, std::nullopt),
             "simulate_pipeline: rank 0 waits for ever in action 0");
+  EXPECT_EQ(error({{on(K::kSendActivation, 0, 0)}, {}}, stages, std::nullopt),
+            "simulate_pipeline: rank 0: nobody receives SendActivation st0 mb0");
   EXPECT_EQ(error({{}, programs[1]}, stages, std::nullopt),
             "simulate_pipeline: rank 1 waits for ever for ReceiveActivation st1 mb0, "
             "which nobody sends");

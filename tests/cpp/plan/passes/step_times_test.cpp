@@ -176,6 +176,8 @@ TEST(StepTimes, RefusesWhatNeverEnds) {
   EXPECT_EQ(error({{}, {receive}}),
             "simulate: rank 1 waits for ever for ReceiveActivation st1 mb0, which "
             "nobody sends");
+  EXPECT_EQ(error({{send}, {}}),
+            "simulate: rank 0: nobody receives SendActivation st0 mb0");
   EXPECT_EQ(error({{clip}, {}}), "simulate: rank 0 waits for ever in action 0");
   EXPECT_EQ(error({{}}), "simulate: got programs of 1 ranks and shapes of 2");
 }
