@@ -540,8 +540,8 @@ class parallel:
         def recompute(self) -> list[bool]:
             """By segment."""
         @property
-        def host(self) -> nn.HostStore:
-            """Of what is offloaded; None without."""
+        def host(self) -> nn.HostStore | None:
+            """Where what is offloaded goes; None where nothing is."""
         @property
         def memory_budget_curve(self) -> list[tuple[int, int]]:
             """Bytes kept and flops of computing the rest again, over a microbatch: every choice that no other one beats in both."""
@@ -573,7 +573,7 @@ class parallel:
         def __init__(self, *, mode: str, every: int=1, recomputed_modules: collections.abc.Sequence[str]=[], budget: float=1.0, rows: int=1, length: int=1, dtype: torch.dtype=torch.float32) -> None:
             """`every` is of mode selective, `recomputed_modules` of per_operation, `budget` of memory_budget. A microbatch has `rows` of `length` tokens and activations of `dtype`."""
     @staticmethod
-    def apply(part: parallel.Part, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool, pipeline: parallel.PipelineOptions | None=None, host: nn.HostStore=None) -> parallel.Applied:
+    def apply(part: parallel.Part, *, shards: collectives.Group, replicas: collectives.Group, tensor: collectives.Group, master_dtype: torch.dtype, compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device, reshard_after_forward: str, overlap_depth: int, recompute: parallel.Recompute, num_microbatches: int, early_optimizer_step: bool, pipeline: parallel.PipelineOptions | None=None, host: nn.HostStore | None=None) -> parallel.Applied:
         """Lay out the model's parameters over the groups and make the step's programs. `host` takes what blocks keep for a backward that is not soon."""
     @staticmethod
     def as_part(model: nn.Model, *, segments_per_stage: collections.abc.Sequence[int], rank_of_stage: collections.abc.Sequence[int], rank: int) -> parallel.Part:
