@@ -44,7 +44,6 @@ class Profiling:
     save_memory_snapshot_folder: Name = "memory_snapshot"
     """Folder of the snapshots, below job.dump_folder."""
     enable_timeline: bool = False
-    """Record when each action of each profile_freq-th step begins and ends, on every
-    rank (host times); python -m torchtitan_cpp.plan --recorded draws it."""
+    """Not v0.2.2's: record when actions of every profile_freq-th step begin and end."""
     save_timeline_folder: Name = "timelines"
-    """Folder of the recorded times, below job.dump_folder."""
+    """Not v0.2.2's: folder of the recorded times, below job.dump_folder."""

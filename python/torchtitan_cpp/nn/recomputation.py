@@ -95,10 +95,11 @@ class Recomputation:
                         f"saves another tensor {index}: shape, dtype and device were "
                         f"{expected} and are {found}"
                     )
+            # Without its graph: a result that its operation saves would keep itself.
             self._tensors.append(tensor.detach())
             if self._options.early_stop and len(self._tensors) == len(self._looks):
                 raise _Stop
-            return tensor
+            return self._tensors[-1]
 
         try:
             with self._surroundings(1), _hooks(pack, lambda tensor: tensor):

@@ -221,7 +221,7 @@ def test_defaults_are_those_of_torchtitan_where_a_change_would_be_noticed():
         "validation.steps": -1,
     }
     assert {name: defaults[name] for name in theirs} == theirs
-    assert len(defaults) == 149 + 2  # v0.2.2's fields and those of the test below
+    assert len(defaults) == 149 + 4  # v0.2.2's fields and those of the test below
 
 
 def test_the_json_of_a_config_is_plain(tmp_path):
@@ -234,6 +234,8 @@ def test_the_readme_lists_every_field_that_torchtitan_lacks():
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     ours = [name for name, doc in DOCS.items() if "ot v0.2.2's" in doc]
     assert ours == [
+        "profiling.enable_timeline",
+        "profiling.save_timeline_folder",
         "optimizer.state_dtype",
         "training.dtype",
         "activation_checkpoint.offload",

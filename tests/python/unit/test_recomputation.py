@@ -251,3 +251,22 @@ def test_less_is_kept_by_operation_than_without_and_nothing_in_full() -> None:
     assert none == pytest.approx(4 * size, abs=4096)  # inputs of the four products
     assert operation == pytest.approx(2 * size, abs=4096)
     assert full == pytest.approx(0, abs=4096)
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_nothing_is_left_of_both_runs(early_stop: bool) -> None:
+    """Both operations save their own results."""
+    x = torch.ones(1000, requires_grad=True)
+    gradient = torch.ones(1000)
+    memory = _C.core.cpu_memory()
+    before = memory.live
+    for _ in range(3):
+        options = RecomputeOptions(early_stop=early_stop)
+        recomputation = Recomputation("layer", options)
+        with recomputation.first_run():
+            y = x.tanh().exp()
+        recomputation.second_run(lambda: x.tanh().exp())
+        (found,) = torch.autograd.grad(y, x, gradient)
+        assert found[0] > 0
+        del recomputation, y, found
+    assert memory.live == before
