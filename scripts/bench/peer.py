@@ -1,7 +1,8 @@
-"""One run of torchtitan's own Transformer, started by step.py: peer.py WEIGHTS OPTIONS.
+"""One run of torchtitan's own Transformer, started by runs.py: peer.py WEIGHTS OPTIONS.
 
-Loss, clipping, the fused AdamW and, with more than one rank, FSDP2 are what its trainer
-does; blocks are compiled one by one as there, and there is no activation checkpointing.
+Layouts (peer_layouts.py), loss, clipping and the fused AdamW are what its trainer does;
+in the mode compile blocks are compiled one by one as there, and there is no activation
+checkpointing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ STARTED = time.perf_counter()
 
 import json  # noqa: E402
 import sys  # noqa: E402
-from contextlib import AbstractContextManager, nullcontext  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from importlib import import_module  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-import torch.distributed.device_mesh  # noqa: E402
-import torch.distributed.fsdp as fsdp  # noqa: E402
 from measure import LEARNING_RATE, measure, tokens  # noqa: E402
+from peer_layouts import make_layout  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+_NO_CALLS = ("wait_tensor", "_wrap_tensor_autograd")
+"""Operations of torch's namespaces for collectives that start none."""
 
 
 def main() -> None:
@@ -34,16 +40,11 @@ def main() -> None:
     with torch.no_grad():
         model.init_weights()
     model.load_state_dict(load_file(weights), strict=False)
-    loss_of = _loss
-    if options["mode"] == "compile":
-        for block in model.layers.values():
-            block.compile(fullgraph=True)
-        loss_of = torch.compile(_loss)
-    ranks = options["ranks"]
-    if ranks > 1:
-        _fully_shard(model, ranks, getattr(torch, options["dtype"]))
+    layout = make_layout(model, args, options)
+    parameters = [p for part in layout.parts for p in part.parameters()]
+    clip = import_module("torchtitan.distributed.utils").clip_grad_norm_
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        parameters,
         lr=LEARNING_RATE,
         betas=(0.9, 0.95),
         eps=1e-8,
@@ -51,49 +52,43 @@ def main() -> None:
         fused=True,
     )
 
-    def precision() -> AbstractContextManager[object]:
-        # Where FSDP runs it casts the parameters, without autocast.
-        if options["dtype"] == "float32" or ranks > 1:
-            return nullcontext()
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-
     def step(index: int) -> float:
         batch = tokens(options, args.vocab_size, index)
         optimizer.zero_grad()
-        with precision():
-            logits = model(batch[:, :-1].contiguous())
-            loss = loss_of(logits, batch[:, 1:].contiguous()) / ranks
-        del logits
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        loss = layout.forward_backward(
+            batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        )
+        clip(parameters, 1.0, foreach=True, pp_mesh=layout.pp_mesh)
         optimizer.step()
-        loss = loss.detach()
-        if ranks > 1:
-            dist.all_reduce(loss)
-        return float(loss)
+        return layout.of_all_ranks(loss)
 
-    measure(options, STARTED, step)
-    if ranks > 1:
+    measure(options, STARTED, step, _count)
+    if options["ranks"] > 1:
         dist.destroy_process_group()
 
 
-def _fully_shard(model: torch.nn.Module, ranks: int, dtype: torch.dtype) -> None:
-    """As torchtitan does. The gradients of all ranks are summed."""
-    parallelize = import_module("torchtitan.models.llama3.infra.parallelize")
-    mesh = dist.device_mesh.init_device_mesh("cpu", (ranks,))
-    parallelize.apply_fsdp(
-        model, mesh, param_dtype=dtype, reduce_dtype=torch.float32, pp_enabled=False
-    )
-    for module in model.modules():
-        if isinstance(module, fsdp.FSDPModule):
-            # Gloo has no sum that scales, which it would use for a factor of 1.
-            module.set_force_sum_reduction_for_comms(True)
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is dispatched to process groups; waiting is no call."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: dict[str, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # DTensor first: its own collectives are seen then
+        name = func.overloadpacket.__name__
+        if func.namespace in ("c10d", "_c10d_functional") and name not in _NO_CALLS:
+            self.calls[name] = self.calls.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(0, 1)
-    )
+def _count(run: Callable[[], object]) -> dict[str, Any]:
+    with _Calls() as counter:
+        run()
+    return {"calls": counter.calls}
 
 
 main()

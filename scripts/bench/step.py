@@ -8,7 +8,8 @@ first five steps agree to 1e-4 relative (``--tolerance``). Peak RSS is that of t
 process, with the libraries that it loads.
 
 With ``--ranks 2`` (and ``--threads 1``) each side runs under torchrun over Gloo: ours
-with its FSDP, the peer with FSDP2 as torchtitan applies it.
+with its FSDP, the peer with FSDP2 as torchtitan applies it. For other layouts, and for
+what they add to a step, see parallel.py.
 
 The peer needs an environment of its own, with the same torch:
 
@@ -21,17 +22,21 @@ Writes one JSON object to standard output, or to ``--out``.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-CHECKED_STEPS = 5
+from runs import (
+    Results,
+    add_arguments,
+    largest_disagreement,
+    options_of,
+    run_side,
+    summary,
+    write,
+)
+
 SIDES = ("ours", "eager", "compile")
 
 
@@ -39,13 +44,13 @@ def main() -> int:
     """Run all sides, compare, report; 1 if the losses do not agree."""
     args = _parse()
     sides = args.sides.split(",")
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    runs: dict[str, Results] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         for _ in range(args.runs):
             for side in sides:
-                runs[side].append(_run(side, weights, args))
-    disagreement = _largest_disagreement(runs)
+                runs[side] += _run(side, weights, args)
+    disagreement = largest_disagreement(list(runs.values()))
     report: dict[str, Any] = {
         "flavor": args.flavor,
         "batch": args.batch,
@@ -54,10 +59,9 @@ def main() -> int:
         "ranks": args.ranks,
         "threads": args.threads,
         "largest_relative_loss_difference": disagreement,
-        "sides": {side: _summary(results) for side, results in runs.items()},
+        "sides": {side: summary(results) for side, results in runs.items()},
     }
-    agree = disagreement <= args.tolerance
-    if agree:
+    if disagreement <= args.tolerance:
         ours = report["sides"]["ours"]
         report["ours_against"] = {
             side: {
@@ -68,31 +72,18 @@ def main() -> int:
             for side in sides
             if side != "ours"
         }
-    text = json.dumps(report, indent=2)
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
-    if not agree:
-        print(f"losses differ by {disagreement:g}: no time counts", file=sys.stderr)
-    return 0 if agree else 1
+    return write(report, args)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--peer-python", required=True, help="python of the peer's venv"
-    )
-    parser.add_argument("--flavor", default="debugmodel")
+    add_arguments(parser)
     parser.add_argument("--batch", type=int, default=8, help="rows of a rank")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="of a rank")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of a run")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side")
     parser.add_argument("--sides", default=",".join(SIDES))
-    parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
     sides = args.sides.split(",")
     if sides[0] != "ours" or not set(sides) <= set(SIDES):
@@ -100,60 +91,17 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _run(side: str, weights: Path, args: argparse.Namespace) -> dict[str, Any]:
-    ours = side == "ours"
-    out = weights.with_name("results.json")
-    command = [sys.executable if ours else args.peer_python]
-    if args.ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        command.append(f"--nproc-per-node={args.ranks}")
-    command += [str(HERE / ("ours.py" if ours else "peer.py")), str(weights)]
-    options = {
-        "mode": side,
-        "flavor": args.flavor,
-        "batch": args.batch,
-        "seq_len": args.seq_len,
-        "dtype": args.dtype,
-        "ranks": args.ranks,
-        "threads": args.threads,
-        "steps": CHECKED_STEPS + args.steps,
-        "out": str(out),
-    }
-    command.append(json.dumps(options))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
-    result: dict[str, Any] = json.loads(out.read_text())
-    out.unlink()
-    return result
-
-
-def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    medians = [
-        statistics.median(result["step_seconds"][CHECKED_STEPS:]) for result in results
-    ]
-    return {
-        "step_seconds": statistics.median(medians),
-        "of_each_run": medians,
-        "start_to_first_step_seconds": statistics.median(
-            result["first_step_seconds"] for result in results
-        ),
-        "peak_rss_mib": statistics.median(result["peak_rss_mib"] for result in results),
-        "losses": results[0]["losses"][:CHECKED_STEPS],
-    }
-
-
-def _largest_disagreement(runs: dict[str, list[dict[str, Any]]]) -> float:
-    reference: list[float] = runs["ours"][0]["losses"][:CHECKED_STEPS]
-    losses: list[list[float]] = [
-        result["losses"][:CHECKED_STEPS]
-        for results in runs.values()
-        for result in results
-    ]
-    return max(
-        abs(loss - expected) / abs(expected)
-        for found in losses
-        for loss, expected in zip(found, reference, strict=True)
+def _run(side: str, weights: Path, args: argparse.Namespace) -> Results:
+    options = options_of(
+        args,
+        mode=side,
+        dtype=args.dtype,
+        ranks=args.ranks,
+        layout="fsdp" if args.ranks > 1 else "alone",
     )
+    if side == "ours":
+        return run_side(sys.executable, "ours.py", weights, options)
+    return run_side(args.peer_python, "peer.py", weights, options)
 
 
 if __name__ == "__main__":
