@@ -52,6 +52,15 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "pp_2": (2, (*VALIDATING, "--parallelism.pipeline-parallel-degree=2")),
+    "python_model_tp_2": (
+        2,
+        (
+            "--experimental.custom-import=styled_jobs",
+            "--model.name=styled",
+            "--model.flavor=plain",
+            "--parallelism.tensor-parallel-degree=2",
+        ),
+    ),
     # Each rank has a generator of its own, and what a layer draws twice is the same.
     "python_model_that_draws_numbers": (
         2,
