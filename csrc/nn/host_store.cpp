@@ -2,11 +2,13 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -229,7 +231,9 @@ std::shared_ptr<HostStore> copies_on_host(Recorder recorder) {
 
 void drop_leaf_memory(const at::Tensor& leaf) {
   const c10::AutoGradMode off(false);
-  leaf.set_data(at::empty({}, leaf.options()).expand(leaf.sizes()));
+  // Code that has kept the leaf behind autograd's back must not compute on.
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  leaf.set_data(at::full({}, nan, leaf.options()).expand(leaf.sizes()));
 }
 
 int64_t storage_bytes(const std::vector<at::Tensor*>& places) {

@@ -68,7 +68,7 @@ std::shared_ptr<HostStore> host_is_device();
 std::shared_ptr<HostStore> copies_on_host(Recorder recorder = nullptr);
 
 // Drops the memory of a leaf that requires grad, of a graph whose saved tensors have
-// been recorded; shape and gradient stay.
+// been recorded; shape and gradient stay, and every value is NaN.
 void drop_leaf_memory(const at::Tensor& leaf);
 
 // Of the storages behind the tensors at these places, each once.

@@ -122,6 +122,7 @@ TEST(HostStore, ALeafThatDroppedItsMemoryStillGetsItsGradient) {
   const auto sum = leaf.sum();
   drop_leaf_memory(leaf);
   EXPECT_EQ(leaf.storage().nbytes(), 4);
+  EXPECT_TRUE(leaf.isnan().all().item<bool>());
   sum.backward();
   EXPECT_TRUE(at::equal(leaf.grad(), at::ones({4, 3})));
 }
