@@ -25,6 +25,8 @@ def summarize(trainer: Trainer) -> RunSummary:
     data = training.dataset
     if training.dataset_path:
         data += f" from {training.dataset_path}"
+    if workers := training.dataloader.num_workers:
+        data += f", {workers} worker{'s' if workers > 1 else ''} a rank"
     saving = config.checkpoint
     return RunSummary(
         model=f"{config.model.name} {config.model.flavor}",
@@ -154,24 +156,11 @@ def _describe_clipping(trainer: Trainer) -> str:
 
 
 def _notes(trainer: Trainer) -> list[str]:
-    notes = []
+    notes = _describe_parallelisms(trainer)
     if trainer.world.is_local:
         notes.append(
             "the ranks are threads of one process (comm.mode local_tensor), whose "
             "memory the lines of steps show"
-        )
-    if pipeline := trainer.model.pipeline:
-        schedule = pipeline.schedule
-        rounds = f" x {pipeline.rounds} rounds" if pipeline.rounds > 1 else ""
-        parallelism = trainer.job_config.parallelism
-        name = (
-            parallelism.pipeline_parallel_schedule_csv
-            or parallelism.pipeline_parallel_schedule
-        )
-        notes.append(
-            f"pipeline {name}: {schedule.num_stages} stages, "
-            f"{schedule.num_microbatches} microbatches{rounds}, "
-            f"{pipeline.simulate().bubble:.0%} idle if all stages take equally long"
         )
     if trainer.job_config.training.enable_cpu_offload and (
         trainer.world.device.type == "cpu"
@@ -185,4 +174,35 @@ def _notes(trainer: Trainer) -> list[str]:
         )
     if trainer.job_config.compile.enable:
         notes.append(_describe_compilation(trainer))
+    return notes
+
+
+def _describe_parallelisms(trainer: Trainer) -> list[str]:
+    """How ranks share the work, where the configuration leaves a choice."""
+    chosen, dims = trainer.job_config.parallelism, trainer.world.parallel_dims
+    notes = []
+    if pipeline := trainer.model.pipeline:
+        schedule = pipeline.schedule
+        rounds = f" x {pipeline.rounds} rounds" if pipeline.rounds > 1 else ""
+        name = (
+            chosen.pipeline_parallel_schedule_csv or chosen.pipeline_parallel_schedule
+        )
+        notes.append(
+            f"pipeline {name}: {schedule.num_stages} stages, "
+            f"{schedule.num_microbatches} microbatches{rounds}, "
+            f"{pipeline.simulate().bubble:.0%} idle if all stages take equally long"
+        )
+    if dims.cp > 1:
+        notes.append(
+            f"context parallel by {chosen.context_parallel_rotate_method}, tokens "
+            f"dealt out by {chosen.context_parallel_load_balancer or 'position'}"
+        )
+    if dims.tp > 1 and chosen.enable_async_tensor_parallel:
+        notes.append("tensor parallel: exchanges overlap with products")
+    if dims.dp_shard * dims.cp > 1:
+        kept = {
+            "always": "freed after every forward",
+            "never": "kept until the backward",
+        }.get(chosen.fsdp_reshard_after_forward)
+        notes += [f"gathered weights are {kept}"] if kept else []
     return notes

@@ -135,7 +135,7 @@ def test_a_dry_run_reports_the_messages(
     assert train([*FLAGS, f"--job.dump_folder={tmp_path}"]) == 0
     printed = capfd.readouterr()
     report = printed.out + printed.err
-    assert "pipeline 1F1B: " in report
+    assert "pipeline 1F1B: 2 stages" in report
     lines = [line.split() for line in report.splitlines()]
     kinds = {(line[0], line[1]) for line in lines if len(line) > 2}
     assert {("pp", "send"), ("pp", "recv"), ("fsdp", "all_gather")} <= kinds

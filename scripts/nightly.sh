@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs every row of torchtitan's feature tests (tests/python/integration/feature_rows.py)
+# as a user would start it, by torchrun with up to 8 ranks, and prints which passed. From
+# a bare clone it first makes .venv and builds (scripts/setup.sh).
+#
+#   scripts/nightly.sh              all rows
+#   scripts/nightly.sh -k pp_zbv    some, or whatever pytest takes
+#
+# The exit status is 0 only if all passed.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/scripts/setup.sh" --dev
+export PATH="$root/.venv/bin:$PATH"
+cd "$root"
+
+report=build/nightly.xml
+rm -f "$report"
+status=0
+python -m pytest --nightly --verbose --junitxml "$report" "$@" \
+  tests/python/integration/test_feature_table.py </dev/null || status=1
+
+echo
+echo "[nightly] result, seconds, row:"
+python - "$report" <<'PYTHON'
+import sys
+from xml.etree import ElementTree
+
+for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
+    result = "failed" if case.find("failure") is not None else "passed"
+    result = "broken" if case.find("error") is not None else result
+    row = case.attrib["name"].partition("[")[2].removesuffix("]")
+    print(f"{result}  {float(case.attrib['time']):6.1f}  {row or case.attrib['name']}")
+PYTHON
+exit $status
