@@ -68,6 +68,7 @@ std::vector<Simulation> simulate_steps(const Schedule& schedule,
     programs.push_back(build_step_program(messages[rank], shapes[rank],
                                           {.prefetch_depth = 1,
                                            .reduce_depth = 1,
+                                           .offload_depth = 1,
                                            .optimizer = OptimizerTiming::kAtEnd}));
   }
   return simulate(programs, shapes, cost);
