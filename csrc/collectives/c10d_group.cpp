@@ -1,10 +1,12 @@
 #include "collectives/c10d_group.h"
 
+#include <ATen/core/ivalue.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
 #include <sstream>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -19,6 +21,7 @@ namespace {
 using at::Tensor;
 using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using C10dWorkPtr = c10::intrusive_ptr<c10d::Work>;
+using c10::ivalue::Future;
 using namespace std::chrono_literals;
 
 // c10d's own timeout must never come first: it closes the connections of the group.
@@ -97,32 +100,56 @@ auto guarded(Watch& watch, const std::string& what, const Action& action) {
 class PairWork : public c10d::Work {
  public:
   PairWork(C10dWorkPtr work, std::chrono::milliseconds timeout)
-      : state_(std::make_shared<State>()) {
-    std::thread([state = state_, work = std::move(work), timeout] {
+      : future_(c10::make_intrusive<Future>(c10::NoneType::get())) {
+    std::thread([future = future_, work = std::move(work), timeout] {
       try {
         work->wait(timeout);
+        future->markCompleted();
       } catch (...) {
-        state->error = std::current_exception();
+        future->setError(std::current_exception());
       }
-      state->done.store(true);
     }).detach();
   }
 
-  bool isCompleted() override { return state_->done.load(); }
+  bool isCompleted() override { return future_->completed(); }
 
   bool wait(std::chrono::milliseconds) override {
     TORCH_INTERNAL_ASSERT(isCompleted());
-    if (state_->error) std::rethrow_exception(state_->error);
+    if (future_->hasError()) std::rethrow_exception(future_->exception_ptr());
     return true;
   }
 
- private:
-  struct State {
-    std::exception_ptr error;  // written before done
-    std::atomic<bool> done = false;
-  };
+  c10::intrusive_ptr<Future> getFuture() override { return future_; }
 
-  std::shared_ptr<State> state_;
+ private:
+  c10::intrusive_ptr<Future> future_;
+};
+
+// Tells one thread that a work has completed, well or not.
+class Completion {
+ public:
+  static std::shared_ptr<Completion> of(c10d::Work& work) {
+    auto completion = std::make_shared<Completion>();
+    work.getFuture()->addCallback([completion](Future&) { completion->tell(); });
+    return completion;
+  }
+
+  // False where it has not within `longest`.
+  bool wait_for(std::chrono::milliseconds longest) {
+    std::unique_lock lock(mutex_);
+    return told_.wait_for(lock, longest, [this] { return done_; });
+  }
+
+ private:
+  void tell() {
+    const std::lock_guard lock(mutex_);
+    done_ = true;
+    told_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable told_;
+  bool done_ = false;
 };
 
 class C10dWork : public Work {
@@ -142,7 +169,7 @@ class C10dWork : public Work {
     if (done_) return;
     const Watch::Scope scope(*watch_, what_);
     const Tensor& tensor = operation_.out.defined() ? operation_.out : operation_.in;
-    if (!tensor.defined() || tensor.is_cpu()) poll();
+    if (!tensor.defined() || tensor.is_cpu()) wait_or_fail();
     // Now it does not block: it throws the error of the operation or orders streams.
     guarded(*watch_, what_, [this] { return work_->wait(); });
     if (received_.defined()) {
@@ -157,22 +184,18 @@ class C10dWork : public Work {
   }
 
  private:
-  void poll() const {
+  // What another thread learns of a lost rank ends the wait soon.
+  void wait_or_fail() const {
+    if (work_->isCompleted()) return;
     const auto start = Watch::Clock::now();
-    auto pause = 5us;
-    for (int64_t round = 0; !work_->isCompleted(); ++round) {
+    const auto completion = Completion::of(*work_);
+    while (!completion->wait_for(20ms)) {
       if (watch_->aborted()) watch_->throw_cause();
       if (watch_->expired(start)) {
         const std::chrono::duration<double> seconds = watch_->timeout();
         std::ostringstream error;
         error << "not complete after " << seconds.count() << " s";
         watch_->fail({what_, error.str(), true});
-      }
-      if (round < 10) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(pause);
-        pause = std::min(pause + pause / 4, std::chrono::microseconds(500));
       }
     }
   }

@@ -5,7 +5,9 @@ Each rank is a process that runs the trainer's own step; messages go over Gloo. 
 backward of inputs and backward of weights sleep ``--milliseconds`` each; whatever else
 a step takes is bubble:
 
-    1 - time slept by all ranks / (ranks * time from the first begin to the last end)
+    1 - time slept by all ranks / (ranks * time from the first sleep to the last)
+
+What a step does before and behind its schedule (tokens, the norm) is not in it.
 
 Beside the measured shares of both sides (the least of ``--steps``, alternating, since
 what else the machine does is no bubble; the stages and the peer are in
@@ -26,7 +28,6 @@ import json
 import multiprocessing
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,11 @@ def make_schedule(name: str, num_ranks: int, microbatches_per_rank: int) -> Any:
 
 
 def timed(step: Callable[[], None], clock: Clock) -> tuple[float, float, float]:
-    """When a step began and ended on this rank, and how long it slept."""
+    """When the first sleep of a step began here, the last ended, and their sum."""
     dist.barrier()
     clock.reset()
-    begin = time.monotonic()  # one clock for all processes of a machine
     step()
-    return begin, time.monotonic(), clock.busy
+    return clock.begin, clock.end, clock.busy
 
 
 def check_work(name: str, side: str, schedule: Any, rank: int, clock: Clock) -> None:

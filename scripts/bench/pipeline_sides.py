@@ -25,7 +25,7 @@ WIDTH = 4
 
 
 class Clock:
-    """How often and how long the stages of a rank have slept."""
+    """How often, when and how long the stages of a rank have slept."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -33,14 +33,16 @@ class Clock:
 
     def reset(self) -> None:
         """Before a step."""
-        self.busy = 0.0
+        self.begin = self.end = self.busy = 0.0
         self.num_works = 0
 
     def work(self) -> None:
         """One forward or half of a backward."""
-        begin = time.perf_counter()
+        begin = time.monotonic()  # one clock for all processes of a machine
         time.sleep(self.seconds)
-        self.busy += time.perf_counter() - begin
+        self.end = time.monotonic()
+        self.busy += self.end - begin
+        self.begin = self.begin or begin
         self.num_works += 1
 
 

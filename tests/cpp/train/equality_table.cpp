@@ -36,8 +36,9 @@ void write_cells(std::ostream& out) {
     worst.gradient = std::max(worst.gradient, row.errors.gradient);
   }
   out << "## Cells\n\n"
-      << cells.size() << " cells of local threads cover " << matrix().num_covered_pairs
-      << " of the " << matrix().num_possible_pairs
+      << cells.size() << " cells of local threads, and " << matrix().num_python_cells
+      << " of a model in Python (equality_of_training.md), cover "
+      << matrix().num_covered_pairs << " of the " << matrix().num_possible_pairs
       << " pairs of values that can be combined; the " << matrix().quick.size()
       << " of the quick suite cover " << matrix().num_quick_pairs
       << ". Three optimizer steps in float64; errors are those of the last step, "

@@ -13,13 +13,14 @@ using parallel::context::Balance;
 using parallel::context::Method;
 using Mode = parallel::activation_checkpoint::Policy::Mode;
 
-constexpr size_t kLeastCells = 128;
+constexpr size_t kLeastCells = 160;
 constexpr size_t kQuickCells = 20;
 constexpr int64_t kMostRanks = 8;
 constexpr int64_t kMostStages = 8;
 
 // Those that the others depend on come first.
 enum Factor : size_t {
+  kModel,
   kPipeline,
   kReplicas,
   kShards,
@@ -35,6 +36,7 @@ enum Factor : size_t {
   kReshard,
   kAccumulation,  // rounds of the schedule; microbatches without a pipeline
   kCheckpoint,
+  kOffload,
   kTied,
   kVocabulary,
   kMasked,
@@ -43,6 +45,17 @@ enum Factor : size_t {
 };
 
 constexpr int kNone = 0;  // of a factor that says nothing without its parallelism
+constexpr int kRingOverlap = 2;
+constexpr int kBudget = 4;
+constexpr int kFiveClasses = 2;
+
+// In the table of cells.
+constexpr const char* kColumns[] = {
+    "model",      "pipeline", "replicas",     "shards",     "context", "tensor",
+    "schedule",   "stages",   "microbatches", "method",     "balance", "loss_parallel",
+    "overlap",    "reshard",  "accumulation", "checkpoint", "offload", "tied",
+    "vocabulary", "masked",   "documents"};
+static_assert(std::size(kColumns) == kNumFactors);
 
 // "" where a value needs no word.
 using Words = std::vector<std::string>;
@@ -54,6 +67,7 @@ const std::vector<Words>& values() {
       schedules.emplace_back(facts.name);
     }
     return std::vector<Words>{
+        {"", "Python model"},
         {"1", "2", "4"},
         {"1", "2"},
         {"1", "2", "3"},
@@ -69,6 +83,7 @@ const std::vector<Words>& values() {
         {"", "always", "default", "never"},
         {"1", "2", "3"},
         {"", "full", "every 2nd layer", "per operation", "budget 0.5"},
+        {"", "offload"},
         {"", "tied"},
         {"64", "61", "5"},
         {"", "masked labels"},
@@ -99,7 +114,8 @@ bool stages_fit(const Cell& cell) {
   if (cell[kSchedule] == kNone) return number(cell, kStages) == 1;
   const auto& facts =
       plan::schedules::all_schedules()[static_cast<size_t>(cell[kSchedule]) - 1];
-  return facts.stages_per_rank == 0 || facts.stages_per_rank == number(cell, kStages);
+  if (facts.stages_per_rank != 0) return facts.stages_per_rank == number(cell, kStages);
+  return facts.multi_stage == (number(cell, kStages) > 1);
 }
 
 // Parameters are sharded over shards x context.
@@ -111,15 +127,29 @@ bool reshard_fits(const Cell& cell) {
   return whole ? !any : any || open;
 }
 
+bool is_python(const Cell& cell) { return cell[kModel] == 1; }
+
+// All that models written in Python can do.
+bool python_fits(const Cell& cell) {
+  const auto is = [&](Factor factor, int value) { return cell[factor] == value; };
+  return !is_python(cell) ||
+         (number(cell, kContext) == 1 && !is(kDocuments, 1) &&
+          !(is(kTied, 1) && number(cell, kPipeline) > 1) &&
+          !is(kOverlap, kRingOverlap) && !is(kCheckpoint, kBudget) &&
+          // Each rank has classes.
+          !(number(cell, kTensor) == 4 && is(kVocabulary, kFiveClasses)));
+}
+
 // What can be combined.
 bool rule(const Cell& cell) {
   const int64_t ranks = number(cell, kPipeline) * number(cell, kReplicas) *
                         number(cell, kShards) * number(cell, kContext) *
                         number(cell, kTensor);
-  return ranks <= kMostRanks && stages_fit(cell) && reshard_fits(cell) &&
-         fits(cell, kPipeline, kSchedule) && fits(cell, kPipeline, kMicrobatches) &&
-         fits(cell, kContext, kMethod) && fits(cell, kContext, kBalance) &&
-         fits(cell, kTensor, kLossParallel) && fits(cell, kTensor, kOverlap);
+  return ranks <= kMostRanks && python_fits(cell) && stages_fit(cell) &&
+         reshard_fits(cell) && fits(cell, kPipeline, kSchedule) &&
+         fits(cell, kPipeline, kMicrobatches) && fits(cell, kContext, kMethod) &&
+         fits(cell, kContext, kBalance) && fits(cell, kTensor, kLossParallel) &&
+         fits(cell, kTensor, kOverlap);
 }
 
 Layout layout_of(const Cell& cell) {
@@ -149,9 +179,11 @@ Layout layout_of(const Cell& cell) {
   layout.method = kMethods[at(kMethod)];
   layout.balance = kBalances[at(kBalance)];
   layout.loss_parallel = at(kLossParallel) != 2;
-  layout.overlap = at(kOverlap) == 2 ? nn::Overlap::kRing : nn::Overlap::kNone;
+  layout.overlap =
+      cell[kOverlap] == kRingOverlap ? nn::Overlap::kRing : nn::Overlap::kNone;
   layout.reshard = kReshards[at(kReshard)];
   layout.checkpoint = {.mode = kModes[at(kCheckpoint)], .every = 2, .budget = 0.5};
+  if (cell[kOffload] != kNone) layout.host = nn::copies_on_host();
   return layout;
 }
 
@@ -181,6 +213,7 @@ std::string words_of(const Cell& cell) {
   const auto add = [&](const std::string& part) {
     if (!part.empty()) words += (words.empty() ? "" : ", ") + part;
   };
+  add(value(kModel));
   const auto add_degree = [&](const char* name, Factor factor) {
     if (number(cell, factor) > 1) add(std::string(name) + " " + value(factor));
   };
@@ -200,9 +233,18 @@ std::string words_of(const Cell& cell) {
   add(value(kOverlap));
   add_degree("accumulation", kAccumulation);
   add(cell[kCheckpoint] == kNone ? "" : "checkpoint " + value(kCheckpoint));
+  add(value(kOffload));
   add("vocabulary " + value(kVocabulary));
   for (const Factor factor : {kTied, kMasked, kDocuments}) add(value(factor));
   return words;
+}
+
+std::string row_of(const Cell& cell, bool is_quick) {
+  std::string row = is_quick ? "quick" : "";
+  for (size_t factor = 0; factor < kNumFactors; ++factor) {
+    row += "," + values()[factor][static_cast<size_t>(cell[factor])];
+  }
+  return row + "\n";
 }
 
 Matrix make_matrix() {
@@ -211,22 +253,31 @@ Matrix make_matrix() {
     num_values.push_back(static_cast<int>(words.size()));
   }
   CoveringArray array(num_values, rule);
-  const auto cells = array.cover(kLeastCells);
-  const auto quick = array.choose(cells, kQuickCells);
+  const auto all = array.cover(kLeastCells);
+  std::vector<Cell> in_cpp;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(in_cpp),
+               [](const Cell& cell) { return !is_python(cell); });
+  const auto quick = array.choose(in_cpp, kQuickCells);
   Matrix result{.cells = {},
                 .quick = {},
+                .num_python_cells = static_cast<int64_t>(all.size() - in_cpp.size()),
                 .num_possible_pairs = array.num_possible_pairs(),
-                .num_covered_pairs = array.num_covered_pairs(cells),
-                .num_quick_pairs = array.num_covered_pairs(quick)};
-  for (const auto& cell : cells) {
+                .num_covered_pairs = array.num_covered_pairs(all),
+                .num_quick_pairs = array.num_covered_pairs(quick),
+                .table = "cell,suite"};
+  for (const auto* column : kColumns) result.table += std::string(",") + column;
+  result.table += "\n";
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto& cell = all[i];
+    const bool is_quick = std::find(quick.begin(), quick.end(), cell) != quick.end();
+    result.table += std::to_string(i + 1) + "," + row_of(cell, is_quick);
+    if (is_python(cell)) continue;
     const auto layout = layout_of(cell);
-    result.cells.push_back({.number = static_cast<int64_t>(result.cells.size()) + 1,
+    result.cells.push_back({.number = static_cast<int64_t>(i) + 1,
                             .words = words_of(cell),
                             .layout = layout,
                             .problem = problem_of(cell, layout)});
-    if (std::find(quick.begin(), quick.end(), cell) != quick.end()) {
-      result.quick.push_back(result.cells.back());
-    }
+    if (is_quick) result.quick.push_back(result.cells.back());
   }
   return result;
 }

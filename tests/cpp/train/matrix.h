@@ -20,11 +20,13 @@ struct MatrixCell {
 std::ostream& operator<<(std::ostream& out, const MatrixCell& cell);
 
 struct Matrix {
-  std::vector<MatrixCell> cells;
+  std::vector<MatrixCell> cells;  // of the model in C++
   std::vector<MatrixCell> quick;  // those of them that cover most pairs
-  int64_t num_possible_pairs;     // pairs of values that can be combined
-  int64_t num_covered_pairs;
-  int64_t num_quick_pairs;  // that the quick ones cover
+  int64_t num_python_cells;
+  int64_t num_possible_pairs;  // pairs of values that can be combined
+  int64_t num_covered_pairs;   // by the cells of both
+  int64_t num_quick_pairs;     // that the quick ones cover
+  std::string table;           // all cells as CSV: the values of every factor
 };
 
 const Matrix& matrix();

@@ -4,6 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
 #include "train/equality_table.h"
 
 namespace torchtitan::train::testing {
@@ -40,13 +44,26 @@ TEST(Matrix, CoversEveryPairThatCanBeCombined) {
   EXPECT_GE(matrix().cells.size(), 120u);
   EXPECT_GT(matrix().num_possible_pairs, 1000);
   EXPECT_EQ(matrix().num_covered_pairs, matrix().num_possible_pairs);
-  std::cout << matrix().cells.size() << " cells cover " << matrix().num_covered_pairs
-            << " of " << matrix().num_possible_pairs << " pairs, "
-            << matrix().quick.size() << " quick ones " << matrix().num_quick_pairs
-            << "\n";
+  EXPECT_GE(matrix().num_python_cells, 15);
+  std::cout << matrix().cells.size() << " cells of C++ and "
+            << matrix().num_python_cells << " of Python cover "
+            << matrix().num_covered_pairs << " of " << matrix().num_possible_pairs
+            << " pairs, " << matrix().quick.size() << " quick ones "
+            << matrix().num_quick_pairs << "\n";
   for (const auto& cell : matrix().cells) {
     EXPECT_LE(cell.layout.num_ranks(), 8) << cell;
   }
+}
+
+// TORCHTITAN_EQUALITY_CELLS=1 writes it anew.
+TEST(Matrix, ItsTableOfCellsIsTheOneThatPythonReads) {
+  const std::string path = TORCHTITAN_TESTS_FOLDER "/equality_cells.csv";
+  if (std::getenv("TORCHTITAN_EQUALITY_CELLS") != nullptr) {
+    std::ofstream(path) << matrix().table;
+  }
+  std::stringstream written;
+  written << std::ifstream(path).rdbuf();
+  EXPECT_EQ(written.str(), matrix().table);
 }
 
 }  // namespace
