@@ -54,14 +54,21 @@ fi
 [ "$train_file" = torchtitan_cpp.train ] || exit 0
 [[ " ${flags[*]} " != *" --help "* ]] || exit 0
 
-# The folder that the flags or the configuration name; none for a dry run.
-folder=$(python -c '
+# The folder that the flags or the configuration name, none for a dry run; and whether
+# there is a checkpoint.
+{ read -r folder; read -r saved; } < <(python -c '
 import sys
+from pathlib import Path
 from torchtitan_cpp.config import load_config
 config = load_config(sys.argv[1:]).config
-print("" if config.comm.mode == "fake_backend" else config.job.dump_folder)' \
+folder = config.job.dump_folder
+print("" if config.comm.mode == "fake_backend" else folder)
+print(any(Path(folder, config.checkpoint.folder).glob("step-*")))' \
   "${flags[@]}")
 [ -n "$folder" ] || exit 0
+# Only what the model is, and where it lies, has a meaning there; the rest does no harm.
+words=("$root/.venv/bin/python" "$root/scripts/generate.py" "${flags[@]}" --prompt)
+generate="$(printf '%q ' "${words[@]}")'def main('"
 cat <<TEXT
 
 The files of this run are in $folder (metrics.jsonl has one line a logged step).
@@ -69,5 +76,15 @@ What to try next:
   $0 --help                            every flag
   $0 --training.steps 50 --optimizer.lr 2e-3
   NGPU=2 $0                            two ranks, sharded
-  $0 --checkpoint.enable               saves; the same command again goes on
 TEXT
+if [ "$saved" = True ]; then
+  cat <<TEXT
+  $generate
+                                       what the model says now
+TEXT
+else
+  cat <<TEXT
+  $0 --checkpoint.enable               saves; the same command again goes on
+                                       and the saved model can be asked for text
+TEXT
+fi

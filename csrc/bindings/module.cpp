@@ -15,5 +15,6 @@ PYBIND11_MODULE(_C, module) {
   auto models = module.def_submodule("models");
   bind_models_llama(models.def_submodule("llama"));
   bind_train(module.def_submodule("train"));
+  bind_generation(module.def_submodule("generation"));
   bind_data(module.def_submodule("data"));
 }

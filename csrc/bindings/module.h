@@ -11,6 +11,7 @@ namespace py = pybind11;
 void bind_collectives(py::module_ module);
 void bind_config(py::module_ module);
 void bind_core(py::module_ module);
+void bind_generation(py::module_ module);
 void bind_mesh(py::module_ module);
 void bind_models_llama(py::module_ module);
 void bind_nn(py::module_ module);

@@ -125,7 +125,12 @@ void bind_nn(py::module_ module) {
   py::class_<nn::ParameterSpec>(module, "ParameterSpec",
                                 "Name, shape and initial distribution of a parameter.")
       .def_readonly("name", &nn::ParameterSpec::name)
-      .def_readonly("shape", &nn::ParameterSpec::shape);
+      .def_readonly("shape", &nn::ParameterSpec::shape)
+      .def_property_readonly("whole_shape", &nn::ParameterSpec::whole_shape,
+                             "Of the whole parameter, of which a rank of a tensor axis "
+                             "may have a piece.")
+      .def_property_readonly("offset", &nn::ParameterSpec::offset,
+                             "Of the piece's first element in it.");
   py::class_<nn::ParameterGroupSpec>(
       module, "ParameterGroupSpec",
       "Parameters that are gathered and reduced together.")

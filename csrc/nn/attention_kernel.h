@@ -40,6 +40,11 @@ class AttentionKernel : public std::enable_shared_from_this<AttentionKernel> {
   // Ranks that share each sequence.
   virtual int64_t ranks() const = 0;
 
+  // What block `layer` asks: the kernel itself, unless it keeps something by layer.
+  virtual std::shared_ptr<const AttentionKernel> of_layer(int64_t /*layer*/) const {
+    return shared_from_this();
+  }
+
   // Of sequences of which this rank has `tokens` tokens, on the device of the starts or
   // else of `device`. Throws ValueError for a length that cannot be dealt out.
   virtual TokenPlaces places(int64_t tokens, const at::Tensor& document_starts,

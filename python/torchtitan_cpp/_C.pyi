@@ -288,6 +288,36 @@ class data:
     def num_microbatches(*, global_batch_size: int, local_batch_size: int, num_ranks: int, rank: int) -> int:
         """Microbatches of one step; ValueError if the sizes do not fit together."""
 
+class generation:
+
+    class Decoder:
+        """A model that reads prompts and then token after token, and says what may come next."""
+        def __init__(self, model: nn.Model, *, parameters: collections.abc.Sequence[collections.abc.Sequence[torch.Tensor]], cache: generation.KeyValueCache, tensor_axis: collectives.Group, document_end: int | None) -> None:
+            """`model` ends in logits and attends through `cache`; `parameters` are lists of tensors by group. `document_end` is the token after which attention begins anew, for a model that reads document starts."""
+        def read(self, prompts: collections.abc.Sequence[collections.abc.Sequence[int]]) -> torch.Tensor:
+            """Forget everything and read prompts; logits [prompts, vocabulary] of the token after each."""
+        def read_next(self, tokens: collections.abc.Sequence[int]) -> torch.Tensor:
+            """Read one more token of each row; logits [rows, vocabulary]."""
+        def keep(self, rows: collections.abc.Sequence[int]) -> None:
+            """Go on with these rows only, which ascend."""
+
+    class KeyValueCache:
+        """Keys and values of the tokens that a model has read."""
+        def __init__(self, *, layers: int, rows: int, kv_heads: int, max_len: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None: ...
+        @property
+        def lengths(self) -> list[int]:
+            """Tokens of each row."""
+
+    class Sampler:
+        """Chooses tokens by their logits. Random choices depend on seed, prompt, how many equal prompts stand before it, and the number of the token."""
+        def __init__(self, prompts: collections.abc.Sequence[collections.abc.Sequence[int]], *, temperature: float, top_k: int | None, seed: int) -> None:
+            """With temperature 0 the most likely token; with `top_k` only tokens no less likely than the k-th."""
+        def choose(self, logits: torch.Tensor, *, rows: collections.abc.Sequence[int], index: int) -> list[int]:
+            """For logits [R, vocabulary]: new token number `index` of prompt rows[r]."""
+    @staticmethod
+    def cached_attention(cache: generation.KeyValueCache) -> nn.AttentionKernel:
+        """Attention of a model that reads through the cache; forward only."""
+
 class mesh:
 
     class Box:
@@ -485,6 +515,12 @@ class nn:
         def name(self) -> str: ...
         @property
         def shape(self) -> list[int]: ...
+        @property
+        def whole_shape(self) -> list[int]:
+            """Of the whole parameter, of which a rank of a tensor axis may have a piece."""
+        @property
+        def offset(self) -> list[int]:
+            """Of the piece's first element in it."""
 
     class Progress:
         """The step's program around a model with a forward of its own."""

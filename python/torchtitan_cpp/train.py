@@ -11,10 +11,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.config import ConfigError, Loaded, check_run, read_config
+from torchtitan_cpp.config import ConfigError, check_run, read_config
+from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.errors import needs_traceback
 from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
@@ -70,20 +70,6 @@ def main(
         return _fail(trainer, error)
     trainer.close()
     return 0
-
-
-def import_custom_code(loaded: Loaded) -> None:
-    """Import what registers models and datasets, so that their names are known."""
-    module = loaded.config.experimental.custom_import
-    if not module:
-        return
-    try:
-        import_module(module)
-    except ImportError as error:
-        origin = loaded.origin("experimental.custom_import")
-        raise ValueError(
-            f"{origin}: experimental.custom_import: {module!r} does not import: {error}"
-        ) from error
 
 
 def _print_once(text: str) -> None:

@@ -83,9 +83,9 @@ nn::Model build(const Args& args, const BuildOptions& options) {
     for (size_t slot = 0; slot < group.parameters.size(); ++slot) {
       parameters.push_back({layer + 1, static_cast<int64_t>(slot)});
     }
-    model.segments.push_back(std::make_shared<Block>(group.name, std::move(parameters),
-                                                     args, rope, options.attention,
-                                                     options.axis));
+    model.segments.push_back(
+        std::make_shared<Block>(group.name, std::move(parameters), args, rope,
+                                options.attention->of_layer(layer), options.axis));
   }
   const int64_t last = args.n_layers + 1;
   const ParameterRef output =

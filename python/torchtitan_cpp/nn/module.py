@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchtitan_cpp import _C
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSizes:
+    """What must be known of a model to read and write tokens with it."""
+
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    """Of all ranks together."""
+    head_dim: int
+    max_len: int
+    """Longest sequence, in tokens."""
+    document_end: int | None
+    """The token after which attention begins anew; None: it never does."""
 
 
 class Weights(nn.Module):
@@ -58,6 +74,7 @@ class CppModule(nn.Module):
         overlap_exchanges: bool = False,
         loss_parallel: bool = True,
         attention: _C.nn.AttentionKernel | None = None,
+        num_positions: int | None = None,
     ) -> _C.nn.Model:
         """The C++ model with a head of "loss" or "logits".
 
@@ -69,7 +86,13 @@ class CppModule(nn.Module):
             overlap_exchanges: whether they exchange while they multiply.
             loss_parallel: whether they also divide that of the loss.
             attention: which tokens of a sequence are here; None: all.
+            num_positions: rows of tables by position; None: as many as the model's
+                longest sequence has tokens.
         """
+
+    @abstractmethod
+    def generation_sizes(self) -> GenerationSizes:
+        """Of the model as it is now."""
 
     def attention_inputs(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """What attention reads beside hidden states, from token ids ``[B, S]``."""
@@ -113,9 +136,13 @@ class CppModule(nn.Module):
                 whole = _C.nn.initial_value(spec, seed)
                 value.copy_(whole)
 
+    def parameters_by_group(self) -> list[list[torch.Tensor]]:
+        """As the C++ model takes them."""
+        return [[self.get_parameter(name) for name in group] for group in self._names]
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits ``[B, S, vocab_size]`` of token ids ``[B, S]`` (int64)."""
-        groups = [[self.get_parameter(name) for name in group] for group in self._names]
+        groups = self.parameters_by_group()
         first = groups[0][0]
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
         if self._built is None or self._built[:2] != (first.device, dtype):

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchtitan_cpp.config import ConfigError, check_run, read_config
+from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.plan.make import make_plan
 from torchtitan_cpp.plan.rates import Rates, add_flags, rates_of
 from torchtitan_cpp.plan.report import describe
 from torchtitan_cpp.plan.timeline import draw_plan, draw_timeline
 from torchtitan_cpp.recorded_times import describe_times, read_times
-from torchtitan_cpp.train import EXIT_BAD_INPUT, import_custom_code
+from torchtitan_cpp.train import EXIT_BAD_INPUT
 from torchtitan_cpp.world import find_world_size
 
 

@@ -12,7 +12,7 @@ from training_runs import run, torchrun
 
 from torchtitan_cpp import plan
 from torchtitan_cpp.config import check_run, read_config
-from torchtitan_cpp.train import import_custom_code
+from torchtitan_cpp.custom_import import import_custom_code
 
 TOLERANCE = 0.02
 # Whether a gather under way still holds its buffers at the peak is a matter of time. In

@@ -12,8 +12,8 @@ from training_runs import merged, run
 
 from torchtitan_cpp import _C, plan
 from torchtitan_cpp.config import check_run, read_config
+from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.recorded_times import RecordedStep, read_times
-from torchtitan_cpp.train import import_custom_code
 from torchtitan_cpp.world import build_fake_world
 
 FLAGS = (

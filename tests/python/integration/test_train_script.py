@@ -59,6 +59,25 @@ def test_a_run_ends_by_saying_where_its_files_are(clone: Path) -> None:
     assert (clone / "files" / "metrics.jsonl").exists()
 
 
+def test_what_it_offers_after_a_saved_run_writes_text(clone: Path) -> None:
+    shutil.copy(SCRIPT.with_name("generate.py"), clone / "scripts")
+    flags = ("--checkpoint.enable", "--training.seq-len=64", "--training.steps=2")
+    offered = next(
+        line for line in train(clone, *flags).splitlines() if "generate.py" in line
+    )
+    done = subprocess.run(
+        ["bash", "-c", offered],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": import_path()},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def main(")
+    assert "tokens per second" in done.stdout
+
+
 def test_one_process_trains_for_all_ranks(clone: Path) -> None:
     output = train(
         clone, "--training.steps=2", COMM_MODE="local_tensor", NGPU="2", LOG_RANK="1"

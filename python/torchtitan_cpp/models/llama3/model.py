@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.models.llama3.args import TransformerModelArgs
-from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.nn import CppModule, GenerationSizes
 from torchtitan_cpp.nn.documents import document_starts
 from torchtitan_cpp.parallel import Group
 
@@ -57,9 +58,13 @@ class Transformer(CppModule):
         overlap_exchanges: bool = False,
         loss_parallel: bool = True,
         attention: _C.nn.AttentionKernel | None = None,
+        num_positions: int | None = None,
     ) -> _C.nn.Model:
+        args = self.model_args
+        if num_positions is not None:
+            args = replace(args, max_seq_len=num_positions)
         return _C.models.llama.build(
-            self.model_args.to_core(),
+            args.to_core(),
             head=head,
             device=device,
             dtype=dtype,
@@ -67,4 +72,15 @@ class Transformer(CppModule):
             overlap_exchanges=overlap_exchanges,
             loss_parallel=loss_parallel,
             attention=attention or _C.nn.local_attention(),
+        )
+
+    def generation_sizes(self) -> GenerationSizes:
+        args = self.model_args
+        return GenerationSizes(
+            vocab_size=args.vocab_size,
+            layers=args.n_layers,
+            kv_heads=args.n_kv_heads or args.n_heads,
+            head_dim=args.dim // args.n_heads,
+            max_len=args.max_seq_len,
+            document_end=args.eos_id if args.masks_documents else None,
         )
