@@ -39,7 +39,7 @@ def describe(plan: Plan) -> str:
         *_program_lines(plan),
         "",
         "memory of a rank (tensors, MiB)",
-        *_memory_lines(plan),
+        *memory_lines(plan),
         "",
         "collectives of a rank in a step",
         *_traffic_lines(plan),
@@ -78,7 +78,8 @@ def _program_lines(plan: Plan) -> Iterator[str]:
         yield f"  {index:>5}  {action!s:<30} {name:<24} {mib:>12,.1f}{begin}"
 
 
-def _memory_lines(plan: Plan) -> Iterator[str]:
+def memory_lines(plan: Plan) -> Iterator[str]:
+    """A table of the rank's tensors by use, between steps and at the peak."""
     memory = plan.memory
     yield f"  {'':<18} {'between steps':>16} {'at the peak':>16}"
     for use in (*_MEMORY_USES, "total"):
