@@ -70,7 +70,7 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         field="memory_estimation.enable",
         needed=lambda c: c.memory_estimation.enable,
         what="estimation of memory by running on fake tensors",
-        hint="python -m torchtitan_cpp.plan predicts memory without starting ranks",
+        hint="scripts/estimate_memory.py predicts it for any mesh; leave it out",
     ),
     Missing(
         field="fault_tolerance.enable",
