@@ -56,7 +56,6 @@ def main() -> int:
         for layout in args.layouts:
             target = folder / f"from peer to {layout}"
             shutil.copytree(folder / "peer/checkpoint", target / "checkpoint")
-            shutil.rmtree(target / f"checkpoint/step-{2 * SAVED_STEP}")
             found = run_ours(target, layout)
             worst = max(worst, tell(f"torchtitan -> {layout}", expected, found))
         for layout in args.layouts:
