@@ -234,6 +234,20 @@ void bind_storage(py::module_ module) {
       Released(), py::arg("path"), py::arg("text"),
       "Create a file with this content (UTF-8), durable on return.");
   module.def(
+      "check_exact_cover",
+      [](const std::string& name, const std::vector<int64_t>& shape,
+         const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>>&
+             boxes) {
+        std::vector<StoredBox> stored;
+        for (const auto& [offset, size] : boxes) {
+          stored.push_back({.file = 0, .key = "", .box = {offset, size}});
+        }
+        check_exact_cover(name, shape, stored);
+      },
+      py::arg("name"), py::arg("shape"), py::arg("boxes"),
+      "Raises ValueError that names the tensor unless each element of the shape lies\n"
+      "in exactly one box; boxes are (offset, size).");
+  module.def(
       "check_plain_name",
       [](const std::string& name, const std::string& where) {
         check_plain_name(name, where);

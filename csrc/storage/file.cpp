@@ -148,8 +148,9 @@ void check_plain_name(std::string_view name, std::string_view where) {
   const auto is_bad = [](char c) {
     return c == '/' || static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
   };
-  const bool plain = !name.empty() && name.size() <= 255 && name[0] != '.' &&
-                     name[0] != '~' && std::none_of(name.begin(), name.end(), is_bad);
+  const bool plain = !name.empty() && name.size() <= 255 &&
+                     (name[0] != '.' || name == kDcpMetadataName) && name[0] != '~' &&
+                     std::none_of(name.begin(), name.end(), is_bad);
   base::check_value(plain, where, ": expected a plain file name, found \"", name, '"');
 }
 

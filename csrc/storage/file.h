@@ -71,8 +71,12 @@ struct FileRecord {
 };
 FileRecord hash_file(const std::string& folder, const std::string& name);
 
+// What torch.distributed.checkpoint names the table of a folder.
+inline constexpr std::string_view kDcpMetadataName = ".metadata";
+
 // Throws std::invalid_argument unless `name` is one plain name: not empty, no '/', no
-// control character, does not start with '.' or '~', at most 255 bytes.
+// control character, does not start with '.' (but for kDcpMetadataName) or '~', at most
+// 255 bytes.
 void check_plain_name(std::string_view name, std::string_view where);
 
 }  // namespace torchtitan::storage

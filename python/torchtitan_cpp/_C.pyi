@@ -1050,6 +1050,10 @@ class storage:
         def finish(self) -> tuple[int, str]:
             """Make the file durable; returns its size in bytes and SHA-256."""
     @staticmethod
+    def check_exact_cover(name: str, shape: collections.abc.Sequence[int], boxes: collections.abc.Sequence[tuple[collections.abc.Sequence[int], collections.abc.Sequence[int]]]) -> None:
+        """Raises ValueError that names the tensor unless each element of the shape lies
+        in exactly one box; boxes are (offset, size)."""
+    @staticmethod
     def check_plain_name(name: str, *, where: str) -> None:
         """ValueError unless name is one file name without any way out of its folder."""
     @staticmethod

@@ -20,6 +20,7 @@ from torchtitan_cpp.config import config_json
 from torchtitan_cpp.data import DataLoader, merge_data_states
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.rank_thread import turn
+from torchtitan_cpp.torch_settings import torch_settings
 from torchtitan_cpp.world import World
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ def collect(trainer: Trainer) -> TrainingState:
     }
     if isinstance(trainer.optimizers, OwnOptimizers):
         scalars["optimizer_numbers"] = trainer.optimizers.numbers()
+    is_dcp = trainer.job_config.checkpoint.format == "dcp"
     return TrainingState(
         tensors=tensor_entries(trainer),
         scalars=scalars,
         gathered=gathered,
+        torch_settings=torch_settings(trainer) if is_dcp else None,
     )
 
 

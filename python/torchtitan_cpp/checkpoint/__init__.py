@@ -1,4 +1,4 @@
-"""Checkpoints: saved whole or not at all, loadable into any layout, free of pickle."""
+"""Checkpoints: saved whole or not at all, loadable into any layout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchtitan_cpp.checkpoint.state import (
     Ranks,
     SingleRank,
     TensorEntry,
+    TorchSettings,
     TrainingState,
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import (
@@ -27,5 +28,6 @@ __all__ = [
     "SingleRank",
     "StateDictAdapter",
     "TensorEntry",
+    "TorchSettings",
     "TrainingState",
 ]

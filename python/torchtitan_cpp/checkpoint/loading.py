@@ -10,7 +10,6 @@ from torchtitan_cpp.checkpoint.conversion import import_weights
 from torchtitan_cpp.checkpoint.manifest import Manifest
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.selection import Candidate
-from torchtitan_cpp.checkpoint.shards import ShardReader
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
     Ranks,
@@ -19,6 +18,9 @@ from torchtitan_cpp.checkpoint.state import (
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.logging import logger
+
+_OURS_ALONE = frozenset({"dataloader", "rng"})
+"""Parts that mean nothing in a checkpoint of another program."""
 
 
 def read_checkpoint(
@@ -48,22 +50,28 @@ def read_checkpoint(
     entries = [entry for entry in state.tensors if entry.kind in parts]
     stored = {n: t for n, t in manifest.tensors.items() if t.kind in parts}
     names = {entry.name for entry in entries}
+    afresh = parts & _OURS_ALONE if candidate.is_foreign else frozenset()
 
     def check() -> None:
         check_missing(path, names, stored)
-        held = manifest.scalars.keys() | manifest.gathered.keys()
+        held = manifest.scalars.keys() | manifest.gathered.keys() | afresh
         check_missing(path, parts - {"model", "optimizer"}, held)
         for entry in entries:
             _check_fits(path, entry, manifest, must_keep_dtype=is_full)
 
     def fill() -> None:
-        reader = ShardReader(path, manifest.files)
+        reader = candidate.open()
         for entry in entries:
             reader.fill(entry, stored[entry.name])
 
     all_valid(ranks, f"loading {path}", check)
     check_unexpected(ranks, path, names, list(stored))
     all_agree(ranks, f"loading {path}", fill)
+    if afresh and ranks.rank == 0:
+        logger.info(
+            f"{path} was written by another program: the data starts at its beginning, "
+            "random numbers at debug.seed"
+        )
     starts_over = "train_state" in state.parts and "train_state" not in wanted
     return LoadedState(
         step=manifest.step if is_full and not starts_over else 0,

@@ -13,6 +13,7 @@ from torchtitan_cpp.checkpoint.agreement import (
     all_valid,
     on_first_rank,
 )
+from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import Content
 from torchtitan_cpp.checkpoint.names import nearest
@@ -186,6 +187,7 @@ class CheckpointManager:
             folder=self.folder,
             step=step,
             content=content,
+            format=self._settings.format,
             export_dtype=export_dtype,
             parent=self._parent,
             config_hash=self._config_hash,
@@ -273,10 +275,10 @@ class CheckpointManager:
 def _check_folder(path: str) -> None:
     if not os.path.isdir(path):
         raise FileNotFoundError(f"{path} is no folder")
-    if not os.path.exists(os.path.join(path, "manifest.json")):
+    if not os.path.exists(os.path.join(path, "manifest.json")) and not is_foreign(path):
         raise FileNotFoundError(
-            f"{path} holds no manifest.json; expected one checkpoint, such as "
-            ".../step-100"
+            f"{path} holds neither manifest.json nor {METADATA_NAME}; expected one "
+            "checkpoint, such as .../step-100"
         )
 
 

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,11 @@ from torchtitan_cpp.checkpoint.agreement import (
     to_json,
 )
 from torchtitan_cpp.checkpoint.conversion import export_weights
+from torchtitan_cpp.checkpoint.dcp import (
+    report_settings,
+    write_dcp_shard,
+    write_metadata,
+)
 from torchtitan_cpp.checkpoint.manifest import (
     Content,
     Manifest,
@@ -41,6 +46,8 @@ class SaveRequest:
     folder: str
     step: int
     content: Content
+    format: Literal["native", "dcp"]
+    """Of weights and training states; Hugging Face folders have their own."""
     export_dtype: torch.dtype | None
     """Floating-point tensors are cast to it; None keeps their dtypes."""
     parent: str
@@ -49,6 +56,8 @@ class SaveRequest:
     adapter: BaseStateDictAdapter | None
     """Needed for the content ``huggingface``."""
     fault_hook: FaultHook | None
+    converted: Manifest | None = None
+    """Of the checkpoint that is written anew: its ranks and what they held are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,21 +111,28 @@ def _write(
 ) -> dict[str, Json]:
     """Every rank: its boxes, and its part of the manifest."""
     entries = _saved_entries(request, state)
-    report = write_shard(
-        staging.path, ranks.rank, entries, export_dtype=request.export_dtype
-    )
+    is_full = request.content == "training"
+    write = write_dcp_shard if _is_dcp(request) else write_shard
+    report = write(staging.path, ranks.rank, entries, export_dtype=request.export_dtype)
+    if _is_dcp(request):
+        settings = state.torch_settings if is_full else None
+        report["settings"] = report_settings(settings)
     report["buffers"] = {
         entry.name: hashlib.sha256(_bytes_of(entry.local)).hexdigest()
         for entry in entries
         if entry.is_buffer
     }
-    if request.content == "training":
+    if is_full:
         report["gathered"] = dict(state.gathered)
         report["digests"] = {
             part: hashlib.sha256(to_json(value, where=part).encode()).hexdigest()
             for part, value in state.scalars.items()
         }
     return report
+
+
+def _is_dcp(request: SaveRequest) -> bool:
+    return request.format == "dcp" and request.content != "huggingface"
 
 
 def _saved_entries(request: SaveRequest, state: TrainingState) -> list[TensorEntry]:
@@ -153,6 +169,8 @@ def _publish(
             part: [report["gathered"][part] for report in reports]
             for part in state.gathered
         }
+    if request.converted is not None:
+        gathered = request.converted.gathered
     if request.content == "huggingface":
         assert request.adapter is not None and request.export_dtype is not None
         names = export_weights(
@@ -165,13 +183,23 @@ def _publish(
         for file in files:
             os.remove(os.path.join(staging.path, file.name))
         files, tensors = tuple(_record(staging.path, name) for name in names), {}
+    if _is_dcp(request):
+        added = write_metadata(
+            staging.path,
+            files,
+            tensors,
+            scalars=scalars,
+            settings=state.torch_settings if scalars else None,
+            reports=[report["settings"] for report in reports],
+        )
+        files = (*files, *added)
     manifest = Manifest(
         step=request.step,
         id=staging.id,
         parent=request.parent,
         sequence=staging.sequence,
         content=request.content,
-        world_size=ranks.world_size,
+        world_size=(request.converted or ranks).world_size,
         config_hash=request.config_hash,
         torch_version=str(torch.__version__),
         torchtitan_cpp_version=torchtitan_cpp.__version__,

@@ -12,7 +12,15 @@ from torchtitan_cpp.checkpoint.agreement import (
     all_agree,
     on_first_rank,
 )
+from torchtitan_cpp.checkpoint.dcp import (
+    METADATA_NAME,
+    DcpBoxReader,
+    check_blobs,
+    is_foreign,
+    read_foreign,
+)
 from torchtitan_cpp.checkpoint.manifest import Manifest, parse_manifest
+from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader
 from torchtitan_cpp.checkpoint.state import Ranks
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
@@ -23,9 +31,33 @@ class Candidate:
     """A checkpoint whose manifest is sound on all ranks."""
 
     path: str
-    text: str
-    """Of the manifest."""
+    text: str | None
+    """Of the manifest; None: a DCP folder that another program wrote."""
     manifest: Manifest
+
+    @property
+    def is_foreign(self) -> bool:
+        """Written by another program: nothing of ours but weights and moments."""
+        return self.text is None
+
+    def open(self) -> BoxReader:
+        """What reads its tensors."""
+        files = self.manifest.files
+        is_dcp = self.is_foreign or any(f.name == METADATA_NAME for f in files)
+        return (DcpBoxReader if is_dcp else ShardReader)(self.path, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A folder named step-N, or one that was named by the user."""
+
+    path: str
+    step: int
+    problem: str
+    """Why it cannot be used; empty when nothing is wrong."""
+    text: str | None
+    manifest: Manifest | None
+    """None when there is a problem."""
 
 
 def choose_paths(
@@ -53,37 +85,40 @@ def inspect_on_all(path: str, ranks: Ranks) -> Candidate:
     Raises:
         CheckpointError: on all ranks, if it is damaged or ranks see different ones.
     """
-    texts: list[str] = []
+    candidates: list[Candidate] = []
 
     def act() -> str:
-        found = _C.storage.inspect_checkpoint(path)
+        found = _complete(_C.storage.inspect_checkpoint(path))
         if found.manifest is None:
             raise CheckpointError(found.problem)
-        texts.append(found.manifest)
-        return parse_manifest(found.manifest).id
+        candidates.append(
+            Candidate(path=path, text=found.text, manifest=found.manifest)
+        )
+        return found.manifest.id
 
     ids = all_agree(ranks, f"loading {path}", act)
     if other := [rank for rank, found_id in enumerate(ids) if found_id != ids[0]]:
         raise CheckpointError(f"loading {path}: rank {other[0]} sees another folder")
-    return Candidate(path=path, text=texts[0], manifest=parse_manifest(texts[0]))
+    return candidates[0]
 
 
 def verify(candidate: Candidate, ranks: Ranks) -> None:
-    """Compare all checksums, each file on one rank. Collective.
+    """Compare all checksums, each file or blob on one rank. Collective.
 
     Raises:
         CheckpointError: on all ranks, with the file, what was expected and found.
     """
 
     def act() -> None:
+        parts = {"part": ranks.rank, "num_parts": ranks.world_size}
         try:
-            _C.storage.verify_files(
-                candidate.path,
-                manifest=candidate.text,
-                part=ranks.rank,
-                num_parts=ranks.world_size,
-            )
-        except RuntimeError as error:
+            if candidate.text is None:
+                check_blobs(candidate.path, candidate.manifest, **parts)
+            else:
+                _C.storage.verify_files(
+                    candidate.path, manifest=candidate.text, **parts
+                )
+        except (RuntimeError, ValueError) as error:
             raise CheckpointError(str(error)) from None
 
     all_agree(ranks, f"loading {candidate.path}", act)
@@ -91,7 +126,8 @@ def verify(candidate: Candidate, ranks: Ranks) -> None:
 
 def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str]]:
     """Rank 0: the paths to try, or what is missing."""
-    checkpoints, ignored = _C.storage.list_checkpoints(folder)
+    listed, ignored = _C.storage.list_checkpoints(folder)
+    checkpoints = _in_order([_complete(found) for found in listed])
     for name in ignored:
         logger.info(f"Ignored {os.path.join(folder, name)}: no checkpoint folder")
     if load_step >= 0:
@@ -112,7 +148,7 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
     for found in checkpoints:
         reason = found.problem
         if found.manifest is not None:
-            reason = _reason_against(found.path, parse_manifest(found.manifest), wanted)
+            reason = _reason_against(found.path, found.manifest, wanted)
         if not reason:
             first = found.step if not paths else first
             paths.append(found.path)
@@ -128,6 +164,42 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
         back = ", going back to an older checkpoint" if step > first else ""
         logger.warning(f"Skipped{back}: {reason}")
     return {"paths": paths, "missing": []}
+
+
+def _complete(found: _C.storage.FoundCheckpoint) -> _Found:
+    """What was found, also where another program wrote it."""
+    problem, text, manifest = found.problem, found.manifest, None
+    if text is not None:
+        manifest = parse_manifest(text)
+    elif is_foreign(found.path):
+        try:
+            manifest, problem = read_foreign(found.path), ""
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    return _Found(
+        path=found.path, step=found.step, problem=problem, text=text, manifest=manifest
+    )
+
+
+def _in_order(listed: list[_Found]) -> list[_Found]:
+    """Those with a problem, then newest first.
+
+    Folders of other programs lie among each other by their steps, as torchtitan itself
+    chooses; between them and ours decides which was written last by the clock.
+    """
+    bad = [found for found in listed if found.manifest is None]
+    ours = [found for found in listed if found.manifest and found.text is not None]
+    foreign = [found for found in listed if found.manifest and found.text is None]
+    foreign.sort(key=lambda found: -found.step)
+    if not ours:
+        return bad + foreign
+    last = os.path.getmtime(os.path.join(ours[0].path, "manifest.json"))
+    later = [
+        found
+        for found in foreign
+        if os.path.getmtime(os.path.join(found.path, METADATA_NAME)) > last
+    ]
+    return bad + later + ours + [found for found in foreign if found not in later]
 
 
 def _reason_against(path: str, manifest: Manifest, wanted: Set[str]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +38,7 @@ def write_shard(
     """
     written = [entry for entry in entries if entry.is_writer]
     # Wider dtypes first, so that every tensor of the file is aligned.
-    written.sort(key=lambda entry: -_stored_dtype(entry, export_dtype).itemsize)
+    written.sort(key=lambda entry: -stored_dtype(entry, export_dtype).itemsize)
     keys: dict[str, int] = {}
     boxes: list[tuple[str, TensorEntry]] = []
     reports: list[dict[str, Json]] = []
@@ -46,7 +49,7 @@ def write_shard(
             {
                 "name": entry.name,
                 "kind": entry.kind,
-                "dtype": _C.storage.dtype_name(_stored_dtype(entry, export_dtype)),
+                "dtype": _C.storage.dtype_name(stored_dtype(entry, export_dtype)),
                 "shape": entry.global_shape,
                 "key": key,
                 "offset": entry.offset,
@@ -60,12 +63,12 @@ def write_shard(
     name = shard_name(rank)
     writer = _C.storage.SafetensorsWriter(
         os.path.join(folder, name),
-        [(key, _stored_dtype(e, export_dtype), e.size) for key, e in boxes],
+        [(key, stored_dtype(e, export_dtype), e.size) for key, e in boxes],
         metadata={},
     )
     for key, entry in boxes:
-        dtype = _stored_dtype(entry, export_dtype)
-        writer.append(key, entry.local.detach().to("cpu", dtype).contiguous())
+        dtype = stored_dtype(entry, export_dtype)
+        writer.append(key, entry.numbers().to("cpu", dtype).contiguous())
     size_bytes, sha256 = writer.finish()
     file: dict[str, Json] = {"name": name, "size_bytes": size_bytes, "sha256": sha256}
     return {"file": file, "tensors": reports}
@@ -111,14 +114,8 @@ def collect_shards(
     return tuple(files), tensors
 
 
-class ShardReader:
-    """Reads boxes of the tensors of a checkpoint; keeps the files it used open."""
-
-    def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
-        self._folder = folder
-        self._files = files
-        self._readers: dict[int, _C.storage.SafetensorsReader] = {}
-        self._dtypes: dict[int, dict[str, torch.dtype]] = {}
+class BoxReader(ABC):
+    """Reads boxes of the tensors of a checkpoint, whatever its files are."""
 
     def fill(self, entry: TensorEntry, stored: StoredTensor) -> None:
         """Fill the entry's local tensor, cast where its dtype is another."""
@@ -133,13 +130,21 @@ class ShardReader:
         if not is_direct:
             local.copy_(target)
 
+    @abstractmethod
     def dtype_of(self, stored: StoredTensor) -> torch.dtype | None:
         """Dtype of the numbers in the files; None for a tensor without elements."""
-        if not stored.boxes:
-            return None
-        first = stored.boxes[0]
-        self._reader(first.file)
-        return self._dtypes[first.file][first.key]
+
+    @abstractmethod
+    def read(
+        self,
+        box: StoredBox,
+        out: torch.Tensor,
+        *,
+        offset: Sequence[int],
+        size: Sequence[int],
+        out_offset: Sequence[int],
+    ) -> None:
+        """Copy a part of a stored box into ``out`` (CPU, contiguous, same dtype)."""
 
     def _copy(self, box: StoredBox, entry: TensorEntry, out: torch.Tensor) -> None:
         """Copy the intersection of a stored box and the entry's box."""
@@ -153,12 +158,42 @@ class ShardReader:
         size = [h - start for start, h in zip(low, high, strict=True)]
         if any(s <= 0 for s in size):
             return
-        self._reader(box.file).read_box(
-            box.key,
+        self.read(
+            box,
             out,
             offset=[start - o for start, o in zip(low, box.offset, strict=True)],
             size=size,
             out_offset=[start - o for start, o in zip(low, entry.offset, strict=True)],
+        )
+
+
+class ShardReader(BoxReader):
+    """Reads the package's own files; keeps those it used open."""
+
+    def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
+        self._folder = folder
+        self._files = files
+        self._readers: dict[int, _C.storage.SafetensorsReader] = {}
+        self._dtypes: dict[int, dict[str, torch.dtype]] = {}
+
+    def dtype_of(self, stored: StoredTensor) -> torch.dtype | None:
+        if not stored.boxes:
+            return None
+        first = stored.boxes[0]
+        self._reader(first.file)
+        return self._dtypes[first.file][first.key]
+
+    def read(
+        self,
+        box: StoredBox,
+        out: torch.Tensor,
+        *,
+        offset: Sequence[int],
+        size: Sequence[int],
+        out_offset: Sequence[int],
+    ) -> None:
+        self._reader(box.file).read_box(
+            box.key, out, offset=offset, size=size, out_offset=out_offset
         )
 
     def _reader(self, file: int) -> _C.storage.SafetensorsReader:
@@ -169,7 +204,29 @@ class ShardReader:
         return self._readers[file]
 
 
-def _stored_dtype(entry: TensorEntry, export_dtype: torch.dtype | None) -> torch.dtype:
+def stored_dtype(entry: TensorEntry, export_dtype: torch.dtype | None) -> torch.dtype:
+    """Dtype of a box in its file."""
     if export_dtype is None or not entry.local.is_floating_point():
         return entry.local.dtype
     return export_dtype
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Of a name as ``StoredTensor.dtype`` has it.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in _dtypes():
+        raise ValueError(f"no dtype has the name {name!r}")
+    return _dtypes()[name]
+
+
+@cache
+def _dtypes() -> dict[str, torch.dtype]:
+    found = {}
+    for dtype in vars(torch).values():
+        if isinstance(dtype, torch.dtype):
+            with suppress(ValueError):  # one that files do not have
+                found[_C.storage.dtype_name(dtype)] = dtype
+    return found

@@ -63,6 +63,27 @@ class TensorEntry:
         """Elements of the box."""
         return math.prod(self.size)
 
+    def numbers(self) -> torch.Tensor:
+        """What is saved."""
+        return self.local.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchSettings:
+    """What torchtitan keeps in its checkpoints and a run here has in its configuration.
+
+    Written into folders of the format ``dcp`` for it, never read from there.
+    """
+
+    param_groups: Mapping[str, Mapping[str, Json]]
+    """Parameter of this rank to what torch's optimizer has in its ``param_groups``."""
+    initial_rates: Sequence[float]
+    """Peak learning rate of each group."""
+    rates: Sequence[float]
+    """Learning rate of the next step of each group."""
+    data_ranks: int
+    """Ranks that read different rows of the batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
@@ -74,6 +95,7 @@ class TrainingState:
     gathered: Mapping[str, Json] = field(default_factory=dict)
     """Part (``dataloader``, ..) to this rank's own value. All of them are saved, and a
     rank that loads gets the list of all, by the ranks that saved."""
+    torch_settings: TorchSettings | None = None
 
     def __post_init__(self) -> None:
         both = self.scalars.keys() & self.gathered.keys()

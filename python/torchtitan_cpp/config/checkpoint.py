@@ -22,6 +22,8 @@ class Checkpoint:
     """Save checkpoints, and resume from the latest one."""
     enable_ft_dataloader_checkpoints: bool = True
     """With fault_tolerance: save the data position of every replica."""
+    format: Literal["native", "dcp"] = "native"
+    """Of what is saved; "dcp": torch's own, as torchtitan reads it. Not v0.2.2's."""
     folder: Name = "checkpoint"
     """Folder of the checkpoints, below job.dump_folder."""
     interval: Positive = 500

@@ -1,4 +1,4 @@
-"""A model to use, from a checkpoint: of this package or of Hugging Face."""
+"""A model to use, from a checkpoint: of this package, torchtitan or Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import Ranks, TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.agreement import on_first_rank
+from torchtitan_cpp.checkpoint.dcp import is_foreign
 from torchtitan_cpp.checkpoint.hugging_face import SINGLE_NAME
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import parse_manifest
@@ -215,7 +216,11 @@ def _find(folder: str) -> dict[str, Any]:
     kind = _kind(folder)
     if kind is None and os.path.isdir(folder):
         checkpoints, _ = _C.storage.list_checkpoints(folder)
-        sound = [found.path for found in checkpoints if found.manifest is not None]
+        sound = [
+            found.path
+            for found in checkpoints
+            if found.manifest is not None or is_foreign(found.path)
+        ]
         if sound:
             folder, kind = sound[0], _kind(sound[0])
     missing = ""
@@ -238,6 +243,8 @@ def _kind(folder: str) -> str | None:
     if os.path.isfile(os.path.join(folder, _MANIFEST)):
         text = _C.storage.inspect_checkpoint(folder).manifest
         return "training" if text is None else parse_manifest(text).content
+    if is_foreign(folder):
+        return "training"
     names = (SINGLE_NAME, INDEX_NAME)
     is_model = any(os.path.isfile(os.path.join(folder, name)) for name in names)
     return "huggingface" if is_model else None

@@ -22,6 +22,8 @@ TEST(PlainName, RefusesEveryWayOutOfTheFolder) {
   EXPECT_THROW(check_plain_name(std::string("a\0b", 3), "x"), std::invalid_argument);
   EXPECT_THROW(check_plain_name(std::string(256, 'a'), "x"), std::invalid_argument);
   EXPECT_NO_THROW(check_plain_name("model-00001-of-00002.safetensors", "x"));
+  EXPECT_NO_THROW(check_plain_name(kDcpMetadataName, "x"));
+  EXPECT_THROW(check_plain_name(".metadata2", "x"), std::invalid_argument);
 }
 
 TEST(File, AFullDiskIsAnErrorWithPathAndReason) {
