@@ -1,4 +1,4 @@
-"""Models from checkpoints: ours and Hugging Face's, on one rank and on several."""
+"""Models from checkpoints: ours, torch's and Hugging Face's, on ranks and on one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from checkpoint_ranks import Grid, state_of
 from checkpoint_runs import flip_bit, manager
 from torch import nn
@@ -120,6 +121,20 @@ def test_hugging_face_folders_load_with_their_stop_tokens(
         made = generate(loaded, PROMPTS, **OPTIONS)
         expected = generate(model, made.prompts, stop_ids=stop_ids, **OPTIONS)
         assert made.tokens == expected.tokens
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_folders_of_torch_load(small: TransformerModelArgs, tmp_path: Path) -> None:
+    model = make_model(small)
+    path = tmp_path / "checkpoint" / "step-3"
+    dcp.save(dict(model.state_dict()), checkpoint_id=path)
+    for folder in (path, path.parent):
+        loaded = load_model(str(folder), flags=FLAGS)
+        assert loaded.path == str(path)
+        made = generate(loaded, PROMPTS, **OPTIONS)
+        assert (
+            made.tokens == generate(model, made.prompts, stop_ids={1}, **OPTIONS).tokens
+        )
 
 
 def config_of_threads(ranks: int) -> JobConfig:
