@@ -19,7 +19,13 @@ import torch.distributed.checkpoint as dcp
 from checkpoint_ranks import Grid, is_box_of
 from checkpoint_runs import ENABLED, ONE, manager
 from test_dcp import DCP, load_ours, save_ours, save_theirs
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    TensorProperties,
+)
 from torch_peer import Peer
+
+from torchtitan_cpp.checkpoint.dcp.unpickling import MemoryFormat, read_metadata
 
 REFUSED = (RuntimeError, ValueError)
 
@@ -193,6 +199,15 @@ def test_nothing_in_a_table_is_called(name: str, tmp_path: Path) -> None:
         refuses(tmp_path, canary)
     path.write_bytes(pickle.dumps(payload))
     refuses(tmp_path, canary)
+
+
+def test_getattr_gives_members_of_one_enum_and_nothing_else() -> None:
+    """Python 3.11.0 to 3.11.3 pickle members of enums by it."""
+    member = Call(builtins.getattr, _MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    assert isinstance(read_metadata(pickle.dumps(member)), MemoryFormat)
+    for owner, name in ((TensorProperties, "create_from_tensor"), ("text", "upper")):
+        with pytest.raises(ValueError, match="does not belong into a checkpoint"):
+            read_metadata(pickle.dumps(Call(builtins.getattr, owner, name)))
 
 
 @pytest.mark.parametrize("name", payloads(""))

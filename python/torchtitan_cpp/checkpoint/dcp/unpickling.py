@@ -77,6 +77,10 @@ class Place(Record):
     """File, offset and length in bytes."""
 
 
+class MemoryFormat(Record):
+    """``arguments[0]`` is its number, or its name."""
+
+
 class Storage(NamedTuple):
     """The numbers of a tensor: a file of the archive that holds it."""
 
@@ -145,6 +149,13 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _member(owner: Any, name: Any) -> MemoryFormat:
+    """In place of ``getattr``, by which some releases of Python 3.11 pickle an enum."""
+    if owner is not MemoryFormat or not isinstance(name, str):
+        raise pickle.UnpicklingError("getattr does not belong into a checkpoint")
+    return MemoryFormat(name)
+
+
 def _tensor_v2(
     storage: Storage, offset: int, shape: Any, stride: Any, *_: Any
 ) -> SavedTensor:
@@ -171,7 +182,8 @@ _METADATA_NAMES: dict[tuple[str, str], Any] = {
     (_CHECKPOINT + "metadata", "TensorProperties"): Properties,
     (_CHECKPOINT + "metadata", "MetadataIndex"): Index,
     (_CHECKPOINT + "metadata", "StorageMeta"): Record,
-    (_CHECKPOINT + "metadata", "_MEM_FORMAT_ENCODING"): Record,
+    (_CHECKPOINT + "metadata", "_MEM_FORMAT_ENCODING"): MemoryFormat,
+    ("builtins", "getattr"): _member,
     (_CHECKPOINT + "filesystem", "_StorageInfo"): Place,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): Record,
