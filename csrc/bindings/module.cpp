@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, module) {
   bind_parallel(module.def_submodule("parallel"));
   auto models = module.def_submodule("models");
   bind_models_llama(models.def_submodule("llama"));
+  bind_models_sleeping(models.def_submodule("sleeping"));
   bind_train(module.def_submodule("train"));
   bind_generation(module.def_submodule("generation"));
   bind_data(module.def_submodule("data"));

@@ -14,6 +14,7 @@ void bind_core(py::module_ module);
 void bind_generation(py::module_ module);
 void bind_mesh(py::module_ module);
 void bind_models_llama(py::module_ module);
+void bind_models_sleeping(py::module_ module);
 void bind_nn(py::module_ module);
 void bind_optim(py::module_ module);
 void bind_parallel(py::module_ module);

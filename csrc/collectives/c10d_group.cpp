@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <sstream>
-#include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "collectives/backend.h"
 #include "collectives/local_execute.h"
+#include "collectives/pair_work.h"
 
 namespace torchtitan::collectives {
 
@@ -94,37 +95,6 @@ auto guarded(Watch& watch, const std::string& what, const Action& action) {
   }
 }
 
-// Gloo's send and recv complete in c10d's wait() only, and a wait() that times out
-// closes all connections. So a thread of its own blocks there; it is left behind by an
-// abort.
-class PairWork : public c10d::Work {
- public:
-  PairWork(C10dWorkPtr work, std::chrono::milliseconds timeout)
-      : future_(c10::make_intrusive<Future>(c10::NoneType::get())) {
-    std::thread([future = future_, work = std::move(work), timeout] {
-      try {
-        work->wait(timeout);
-        future->markCompleted();
-      } catch (...) {
-        future->setError(std::current_exception());
-      }
-    }).detach();
-  }
-
-  bool isCompleted() override { return future_->completed(); }
-
-  bool wait(std::chrono::milliseconds) override {
-    TORCH_INTERNAL_ASSERT(isCompleted());
-    if (future_->hasError()) std::rethrow_exception(future_->exception_ptr());
-    return true;
-  }
-
-  c10::intrusive_ptr<Future> getFuture() override { return future_; }
-
- private:
-  c10::intrusive_ptr<Future> future_;
-};
-
 // Tells one thread that a work has completed, well or not.
 class Completion {
  public:
@@ -169,9 +139,11 @@ class C10dWork : public Work {
     if (done_) return;
     const Watch::Scope scope(*watch_, what_);
     const Tensor& tensor = operation_.out.defined() ? operation_.out : operation_.in;
-    if (!tensor.defined() || tensor.is_cpu()) wait_or_fail();
-    // Now it does not block: it throws the error of the operation or orders streams.
-    guarded(*watch_, what_, [this] { return work_->wait(); });
+    guarded(*watch_, what_, [&] {
+      if (!tensor.defined() || tensor.is_cpu()) wait_or_fail();
+      // Now it does not block: it throws the operation's error or orders streams.
+      return work_->wait();
+    });
     if (received_.defined()) {
       const auto pieces = received_.unbind(0);
       sum_in_order(operation_.out, pieces);
@@ -186,18 +158,29 @@ class C10dWork : public Work {
  private:
   // What another thread learns of a lost rank ends the wait soon.
   void wait_or_fail() const {
-    if (work_->isCompleted()) return;
     const auto start = Watch::Clock::now();
-    const auto completion = Completion::of(*work_);
+    const auto lost = [watch = watch_, start] {
+      return watch->aborted() || watch->expired(start);
+    };
+    auto* pair = dynamic_cast<PairWork*>(work_.get());
+    const bool is_complete = pair != nullptr && !pair->getFuture()
+                                 ? pair->wait_unless(lost)
+                                 : wait_for_future(*work_, lost);
+    if (is_complete) return;
+    if (watch_->aborted()) watch_->throw_cause();
+    const std::chrono::duration<double> seconds = watch_->timeout();
+    std::ostringstream error;
+    error << "not complete after " << seconds.count() << " s";
+    watch_->fail({what_, error.str(), true});
+  }
+
+  static bool wait_for_future(c10d::Work& work, const std::function<bool()>& lost) {
+    if (work.isCompleted()) return true;
+    const auto completion = Completion::of(work);
     while (!completion->wait_for(20ms)) {
-      if (watch_->aborted()) watch_->throw_cause();
-      if (watch_->expired(start)) {
-        const std::chrono::duration<double> seconds = watch_->timeout();
-        std::ostringstream error;
-        error << "not complete after " << seconds.count() << " s";
-        watch_->fail({what_, error.str(), true});
-      }
+      if (lost()) return false;
     }
+    return true;
   }
 
   C10dWorkPtr work_;
@@ -292,10 +275,11 @@ class C10dBackend : public Backend {
     TORCH_INTERNAL_ASSERT(false);
   }
 
-  static C10dWorkPtr pair_work(C10dWorkPtr work, const Tensor& tensor,
-                               std::chrono::milliseconds timeout) {
+  C10dWorkPtr pair_work(C10dWorkPtr work, const Tensor& tensor,
+                        std::chrono::milliseconds timeout) {
     if (!tensor.is_cpu()) return work;
-    return c10::make_intrusive<PairWork>(std::move(work), timeout);
+    if (!pair_guard_) pair_guard_ = std::make_shared<PairGuard>();
+    return c10::make_intrusive<PairWork>(std::move(work), timeout, pair_guard_);
   }
 
   // Gloo's own is one all_reduce of each piece. Here every byte travels once, and the
@@ -320,6 +304,7 @@ class C10dBackend : public Backend {
   std::string name_;
   ProcessGroupPtr group_;
   std::shared_ptr<Watch> watch_;
+  std::shared_ptr<PairGuard> pair_guard_;  // from the first message on
 };
 
 }  // namespace

@@ -438,6 +438,28 @@ class models:
         def tensor_parallel_misfit(args: models.llama.Args, ranks: int) -> str:
             """Why the model cannot be divided among `ranks`, with the numbers that it can be divided among; empty if it can."""
 
+    class sleeping:
+
+        class Diary:
+            """What the blocks of one rank did since the last reset."""
+            def __init__(self) -> None: ...
+            def reset(self) -> None:
+                """Stands before a step."""
+            @property
+            def num_works(self) -> int: ...
+            @property
+            def begin(self) -> float:
+                """Of the first work, as time.monotonic() counts."""
+            @property
+            def end(self) -> float:
+                """Of the last one."""
+            @property
+            def busy(self) -> float:
+                """Seconds of all works together."""
+        @staticmethod
+        def build(*, num_blocks: int, seconds: float, diary: models.sleeping.Diary) -> nn.Model:
+            """A model whose blocks sleep in forward and in both halves of backward, for measuring schedules."""
+
 class nn:
 
     class AttentionKernel:

@@ -9,10 +9,12 @@ a step takes is bubble:
 
 What a step does before and behind its schedule (tokens, the norm) is not in it.
 
-Beside the measured shares of both sides (the least of ``--steps``, alternating, since
-what else the machine does is no bubble; the stages and the peer are in
-pipeline_sides.py) stand the published one and the one that
-``_C.plan.simulate_pipeline`` predicts for messages that take no time.
+There are three sides, in pipeline_sides.py: ours with stages in C++, ours with stages
+in Python, and the peer, which knows no others. The code that a Python stage runs
+between two sleeps is a part of its bubble: it finds the caches cold. Measured is the
+least of ``--steps``, alternating, since what else the machine does is no bubble. Beside
+them stand the published bubble and the one that ``_C.plan.simulate_pipeline`` predicts
+for messages that take no time.
 
     python scripts/bench/pipeline_bubble.py --ranks 2,4,8
     python scripts/bench/pipeline_bubble.py --schedules DualPipeV --timelines .
@@ -39,7 +41,14 @@ from torch.multiprocessing.spawn import start_processes
 from torchtitan_cpp import _C, parallel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pipeline_sides import Clock, OurRank, torch_step
+from pipeline_sides import (
+    Clock,
+    Diary,
+    OurRank,
+    cpp_part,
+    python_model,
+    torch_step,
+)
 
 TOLERANCE = 0.03
 """How much more than simulated our bubble may be, as a share of the step."""
@@ -55,21 +64,21 @@ def make_schedule(name: str, num_ranks: int, microbatches_per_rank: int) -> Any:
     )
 
 
-def timed(step: Callable[[], None], clock: Clock) -> tuple[float, float, float]:
+def timed(step: Callable[[], None], diary: Diary) -> tuple[float, float, float]:
     """When the first sleep of a step began here, the last ended, and their sum."""
     dist.barrier()
-    clock.reset()
+    diary.reset()
     step()
-    return clock.begin, clock.end, clock.busy
+    return diary.begin, diary.end, diary.busy
 
 
-def check_work(name: str, side: str, schedule: Any, rank: int, clock: Clock) -> None:
-    """Both sides must do the same: three works for each stage and microbatch."""
+def check_work(name: str, side: str, schedule: Any, rank: int, diary: Diary) -> None:
+    """All sides must do the same: three works for each stage and microbatch."""
     expected = 3 * schedule.rank_of_stage.count(rank) * schedule.num_microbatches
-    if clock.num_works != expected:
+    if diary.num_works != expected:
         raise RuntimeError(
             f"{name}, {side}: expected {expected} works on rank {rank}, found "
-            f"{clock.num_works}"
+            f"{diary.num_works}"
         )
 
 
@@ -85,17 +94,23 @@ def run_rank(rank: int, num_ranks: int, store: str, args: Any, results: Any) -> 
     group = parallel.c10d_group(own_group, name="pp", watch=watch)
     for name in args.schedules:
         schedule = make_schedule(name, num_ranks, args.microbatches_per_rank)
-        ours = OurRank(schedule, rank, clock, group)
-        sides = {"ours": ours.step, "torch": torch_step(name, schedule, rank, clock)}
+        part, diary = cpp_part(schedule, rank, args.milliseconds)
+        ours = OurRank(schedule, rank, group, part=part)
+        model = python_model(schedule, rank, clock)
+        sides: dict[str, tuple[Callable[[], None], Diary]] = {
+            "ours": (ours.step, diary),
+            "ours_python": (OurRank(schedule, rank, group, model=model).step, clock),
+            "torch": (torch_step(name, schedule, rank, clock), clock),
+        }
         bubbles: dict[str, list[float]] = {side: [] for side in sides}
         for index in range(1 + args.steps):  # the first one connects and infers shapes
-            for side, step in sides.items():
+            for side, (step, diary) in sides.items():
                 gathered: list[Any] = [None] * num_ranks
-                dist.all_gather_object(gathered, timed(step, clock))
+                dist.all_gather_object(gathered, timed(step, diary))
                 begins, ends, busy = zip(*gathered, strict=True)
                 seconds = max(ends) - min(begins)
                 if index > 0:
-                    check_work(name, side, schedule, rank, clock)
+                    check_work(name, side, schedule, rank, diary)
                     bubbles[side].append(1 - sum(busy) / (num_ranks * seconds))
         actions: list[Any] = [None] * num_ranks
         dist.all_gather_object(actions, ours.actions())
@@ -129,7 +144,8 @@ def report(name: str, schedule: Any, measured: dict[str, float]) -> dict[str, An
         "simulated": simulated,
         **measured,
         "within_tolerance": measured["ours"] <= simulated + TOLERANCE,
-        "not_worse_than_torch": measured["ours"] <= measured["torch"],
+        "not_worse_than_torch": max(measured["ours"], measured["ours_python"])
+        <= measured["torch"],
     }
 
 
@@ -150,7 +166,7 @@ def main() -> None:
     parser.add_argument("--schedules", default=",".join(known), help="by commas")
     parser.add_argument("--microbatches-per-rank", type=int, default=2)
     parser.add_argument("--milliseconds", type=float, default=20.0)
-    parser.add_argument("--steps", type=int, default=3, help="measured, of each side")
+    parser.add_argument("--steps", type=int, default=5, help="measured, of each side")
     parser.add_argument("--timelines", type=Path, help="folder for pictures")
     args = parser.parse_args()
     args.schedules = args.schedules.split(",")

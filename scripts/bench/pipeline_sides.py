@@ -1,9 +1,10 @@
-"""The two sides of pipeline_bubble.py, as one rank runs them over Gloo.
+"""The sides of pipeline_bubble.py, as one rank runs them over Gloo.
 
 A stage sleeps, equally long in forward, in backward of its inputs and in backward of
-its weights. Ours is the training step (``_C.train.Step``) of a Python model that has
-such a layer for each stage, with all that belongs to a step: transfers, the token
-count, the norm. The peer is ``torch.distributed.pipelining``.
+its weights. Ours is the training step (``_C.train.Step``) with all that belongs to it:
+transfers, the token count, the norm; of a C++ model (``_C.models.sleeping``), and of a
+Python model whose layers are what the peer, ``torch.distributed.pipelining``, has as
+stages.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.pipelining import PipelineStage
@@ -24,21 +25,42 @@ from torchtitan_cpp.nn.stages import keep_modules
 WIDTH = 4
 
 
-class Clock:
+class Diary(Protocol):
     """How often, when and how long the stages of a rank have slept."""
+
+    @property
+    def num_works(self) -> int: ...
+
+    @property
+    def begin(self) -> float:
+        """Of the first work, by one clock for all processes of a machine."""
+
+    @property
+    def end(self) -> float:
+        """Of the last one."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds of all works together."""
+
+    def reset(self) -> None:
+        """Before a step."""
+
+
+class Clock:
+    """Of stages in Python."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.reset()
 
     def reset(self) -> None:
-        """Before a step."""
         self.begin = self.end = self.busy = 0.0
         self.num_works = 0
 
     def work(self) -> None:
         """One forward or half of a backward."""
-        begin = time.monotonic()  # one clock for all processes of a machine
+        begin = time.monotonic()
         time.sleep(self.seconds)
         self.end = time.monotonic()
         self.busy += self.end - begin
@@ -47,19 +69,18 @@ class Clock:
 
 
 class Sleep(torch.autograd.Function):
-    """The identity with a backward that takes its time, and a forward where asked."""
+    """The identity that takes its time, in backward too."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, clock: Clock, forward_too: bool) -> Any:
+    def forward(ctx: Any, x: torch.Tensor, clock: Clock) -> Any:
         ctx.clock = clock
-        if forward_too:
-            clock.work()
+        clock.work()
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         ctx.clock.work()
-        return gradient.clone(), None, None
+        return gradient.clone(), None
 
 
 class Layer(torch.nn.Module):
@@ -80,13 +101,16 @@ class Layer(torch.nn.Module):
         apply: Any = Sleep.apply  # untyped
         result: torch.Tensor
         if self.late:  # with the weight, so that the first stage has a graph
-            result = apply(x + self.weight, self.clock, True)
+            result = apply(x + self.weight, self.clock)
         else:
-            weight = apply(self.weight, self.clock, False)
-            result = apply(x, self.clock, True) + weight
+            weight = self.weight.clone()
+            if weight.requires_grad:
+                hooked: Any = weight  # register_hook is untyped
+                hooked.register_hook(self.backward_weight)
+            result = apply(x, self.clock) + weight
         return result
 
-    def backward_weight(self) -> None:
+    def backward_weight(self, *_: torch.Tensor) -> None:
         self.clock.work()
 
 
@@ -119,35 +143,65 @@ class Layers(torch.nn.Module):
         return x
 
 
+def cpp_part(schedule: Any, rank: int, milliseconds: float) -> tuple[Any, Diary]:
+    """This rank's blocks of the C++ model that sleeps."""
+    diary = _C.models.sleeping.Diary()
+    model = _C.models.sleeping.build(
+        num_blocks=schedule.num_stages, seconds=milliseconds / 1e3, diary=diary
+    )
+    part = _C.parallel.take_part(
+        model,
+        segments_per_stage=[1] * schedule.num_stages,
+        rank_of_stage=schedule.rank_of_stage,
+        rank=rank,
+    )
+    return part, diary
+
+
+def python_model(schedule: Any, rank: int, clock: Clock) -> PythonModel:
+    """This rank's layers of a Python model that sleeps."""
+    num_stages = schedule.num_stages
+    module = Layers(num_stages, clock)
+    stages = [
+        Stage(
+            names=(*(("first",) if stage == 0 else ()), f"layers.{stage}"),
+            is_first=stage == 0,
+            is_last=stage == num_stages - 1,
+        )
+        for stage, owner in enumerate(schedule.rank_of_stage)
+        if owner == rank
+    ]
+    keep_modules(module, {name for stage in stages for name in stage.names})
+    return PythonModel(module, lambda prediction, labels: prediction.sum(), stages)
+
+
 class OurRank:
     """A rank of a training step as the trainer has it, without an optimizer.
 
     Args:
         group: all ranks.
+        part: the rank's stages; None: those of ``model``.
     """
 
-    def __init__(self, schedule: Any, rank: int, clock: Clock, group: Any) -> None:
-        num_stages = schedule.num_stages
-        module = Layers(num_stages, clock)
-        stages = [
-            Stage(
-                names=(*(("first",) if stage == 0 else ()), f"layers.{stage}"),
-                is_first=stage == 0,
-                is_last=stage == num_stages - 1,
-            )
-            for stage, owner in enumerate(schedule.rank_of_stage)
-            if owner == rank
-        ]
-        keep_modules(module, {name for stage in stages for name in stage.names})
-        model = PythonModel(module, lambda prediction, labels: prediction.sum(), stages)
+    def __init__(
+        self,
+        schedule: Any,
+        rank: int,
+        group: Any,
+        *,
+        part: Any = None,
+        model: PythonModel | None = None,
+    ) -> None:
         alone = _C.collectives.Group
-        self._applied = _C.parallel.apply(
-            _C.parallel.as_part(
+        if model is not None:
+            part = _C.parallel.as_part(
                 model.build_core(),
                 segments_per_stage=model.segments_per_stage,
                 rank_of_stage=schedule.rank_of_stage,
                 rank=rank,
-            ),
+            )
+        self._applied = _C.parallel.apply(
+            part,
             shards=alone("fsdp"),
             replicas=alone("dp_replicate"),
             tensor=alone("tp"),
@@ -167,9 +221,12 @@ class OurRank:
                 evaluation=schedule.forward_only(),
             ),
         )
-        model.bind(
-            self._applied.groups, self._applied.recompute, device=torch.device("cpu")
-        )
+        if model is not None:
+            model.bind(
+                self._applied.groups,
+                self._applied.recompute,
+                device=torch.device("cpu"),
+            )
         for parameters in self._applied.groups:
             parameters.initialize(0)
         self._step = _C.train.Step(

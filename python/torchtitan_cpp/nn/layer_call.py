@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -60,7 +60,7 @@ class Layer:
         run = self.run
         if run is None:
             return self.plain_call(*args, **kwargs)
-        flat, structure = pytree.tree_flatten((args, kwargs))
+        flat, structure = _flatten_call(args, kwargs)
         places = [i for i, each in enumerate(flat) if isinstance(each, torch.Tensor)]
         inputs = [run.cast(flat[i]) for i in places]
         for i in places:
@@ -79,14 +79,14 @@ class _Call:
         self,
         layer: Layer,
         flat: list[Any],
-        structure: pytree.TreeSpec,
+        structure: pytree.TreeSpec | None,
         places: list[int],
     ) -> None:
         self._layer = layer
         self._flat = flat
         self._structure = structure
         self._places = places
-        self._result: tuple[list[Any], pytree.TreeSpec] | None = None
+        self._result: tuple[list[Any], pytree.TreeSpec | None] | None = None
         self._recomputation: Recomputation | None = None
         self._random_state: RandomState | None = None
         self._autocast: torch.autocast | None = None
@@ -124,13 +124,19 @@ class _Call:
 
     def _run(
         self, tensors: Sequence[torch.Tensor]
-    ) -> tuple[list[Any], pytree.TreeSpec]:
+    ) -> tuple[list[Any], pytree.TreeSpec | None]:
         flat = list(self._flat)
         for place, tensor in zip(self._places, tensors, strict=True):
             flat[place] = tensor
-        args, kwargs = pytree.tree_unflatten(flat, self._structure)
+        args: Sequence[Any] = flat
+        kwargs: Mapping[str, Any] = {}
+        if self._structure is not None:
+            args, kwargs = pytree.tree_unflatten(flat, self._structure)
         with Installed(self._layer.slots, self._layer.on_the_way):
-            return pytree.tree_flatten(self._layer.plain_call(*args, **kwargs))
+            result = self._layer.plain_call(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            return [result], None
+        return pytree.tree_flatten(result)
 
     def assemble(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The layer's result with these tensors in it."""
@@ -138,7 +144,7 @@ class _Call:
         rest, structure = self._result
         following = iter(tensors)
         flat = [next(following) if each is _TENSOR else each for each in rest]
-        return pytree.tree_unflatten(flat, structure)
+        return flat[0] if structure is None else pytree.tree_unflatten(flat, structure)
 
     def _note_surroundings(self, options: RecomputeOptions) -> None:
         if options.preserve_rng_state:
@@ -155,6 +161,15 @@ class _Call:
             stack.enter_context(self._random_state.repeated())
         if self._autocast is not None:
             stack.enter_context(self._autocast)
+
+
+def _flatten_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], pytree.TreeSpec | None]:
+    """The leaves; no structure where all are arguments in a row, as in most calls."""
+    if not kwargs and all(isinstance(each, torch.Tensor) for each in args):
+        return list(args), None
+    return pytree.tree_flatten((args, kwargs))
 
 
 _TENSOR = object()

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "collectives/local_world.h"
+#include "generation/error_message.h"
 #include "models/llama/model.h"
 #include "nn/whole_group.h"
 
@@ -185,16 +186,6 @@ TEST(Decoder, ReadsOtherPromptsAfterwards) {
   decode.read_next({1, 2, 3});
   const TokenRows others = {{8, 8}, {30}};
   expect_logits(c, decode.read(others), others);
-}
-
-template <class Call>
-std::string message(const Call& call) {
-  try {
-    call();
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "";
 }
 
 TEST(Decoder, RefusesWhatHasNoRoom) {

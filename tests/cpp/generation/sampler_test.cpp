@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "generation/error_message.h"
+
 namespace torchtitan::generation {
 namespace {
 
@@ -85,16 +87,6 @@ TEST(Sampler, DrawsTheSameForASeedWhateverTheBatch) {
   }
   EXPECT_LT(equal_copies, 3);
   EXPECT_LT(equal_seeds, 3);
-}
-
-template <class Call>
-std::string message(const Call& call) {
-  try {
-    call();
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "";
 }
 
 TEST(Sampler, RefusesBadOptionsAndLogits) {

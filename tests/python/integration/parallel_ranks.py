@@ -91,6 +91,8 @@ def check_pairs(group: parallel.Group, inputs: list[torch.Tensor]) -> None:
         group.send(inputs[group.rank], peer=after, tag=1),
         group.send(inputs[group.rank] + 1, peer=after, tag=2),
     ]
+    while not handles[0].completed():  # one is asked for, the others are waited for
+        time.sleep(0.001)
     for handle in handles:
         handle.wait()
         assert handle.completed()
@@ -159,12 +161,17 @@ def verbs(distributed: parallel.Distributed) -> None:
 
 
 def train(
-    distributed: parallel.Distributed, last: str, *, patient: bool = False
+    distributed: parallel.Distributed,
+    last: str,
+    *,
+    patient: bool = False,
+    pairs: bool = False,
 ) -> None:
     """Steps of one all_reduce; the last rank misbehaves in step 12 as `last` says.
 
     Args:
         patient: the others wait for as long as it lives.
+        pairs: each rank hears from the one before it instead.
     """
     world = distributed.make_groups({"world": [list(range(distributed.world_size))]})
     for step in range(1, 1000):
@@ -184,9 +191,21 @@ def train(
         if last == "busy" and step == 13:
             return
         with distributed.patiently() if patient else nullcontext():
-            world["world"].all_reduce(torch.ones(1000)).wait()
+            if pairs:
+                hear_from_neighbour(world["world"])
+            else:
+                world["world"].all_reduce(torch.ones(1000)).wait()
         if step == 1:
             distributed.first_step_passed()
+
+
+def hear_from_neighbour(group: parallel.Group) -> None:
+    """A number goes once around."""
+    received = torch.zeros(1)
+    handle = group.recv(received, peer=(group.rank - 1) % group.size)
+    group.send(torch.ones(1), peer=(group.rank + 1) % group.size).wait()
+    handle.wait()
+    assert received.item() == 1.0
 
 
 def run_rank(
@@ -217,7 +236,12 @@ def play(scenario: str, init_timeout: float) -> int:
             verbs(distributed)
         else:
             last, _, manner = scenario.partition(" ")
-            train(distributed, last, patient=manner == "patiently")
+            train(
+                distributed,
+                last,
+                patient=manner == "patiently",
+                pairs=manner == "in pairs",
+            )
     except (parallel.CollectiveError, ValueError) as error:
         print(f"LINE {distributed.report_failure(error)}", flush=True)
         distributed.close(failed=True)

@@ -74,8 +74,9 @@ def test_every_verb_equals_plain_torch_on_every_axis_of_a_mesh(tmp_path):
             assert "all verbs agree" in output
 
 
-def test_a_killed_rank_is_named_by_all_others(tmp_path):
-    with ranks(tmp_path, "killed", started=3, size=3) as members:
+@pytest.mark.parametrize("scenario", ["killed", "killed in pairs"])
+def test_a_killed_rank_is_named_by_all_others(scenario, tmp_path):
+    with ranks(tmp_path, scenario, started=3, size=3) as members:
         pid = members[2].process.pid
         expected = rf"rank 2 \(\S+, pid {pid}\) has died; last seen in step 12"
         for member in members[:2]:
@@ -88,6 +89,10 @@ def test_a_killed_rank_is_named_by_all_others(tmp_path):
     ("scenario", "expected"),
     [
         ("stopped", r"rank 1 \(\S+, pid {pid}\) has not answered for [1-9]\S* s; last"),
+        (
+            "stalled in pairs",
+            r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for",
+        ),
         pytest.param(
             "stalled",
             r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for",

@@ -6,51 +6,21 @@ import copy
 
 import pytest
 import torch
-import transformers
+from llama_cases import CASES, small, transformers_model
 from torch import nn
 
 from torchtitan_cpp import generate
 from torchtitan_cpp.generation.decoders import RecomputingDecoder, cached_decoder
 from torchtitan_cpp.models.llama3 import (
-    RoPEScalingArgs,
     Transformer,
-    TransformerModelArgs,
-)
-from torchtitan_cpp.models.llama3.state_dict_adapter import (
-    Llama3StateDictAdapter,
-    hf_config,
 )
 
-ARGS = TransformerModelArgs(
-    dim=48,
-    n_layers=3,
-    n_heads=6,
-    n_kv_heads=2,
-    vocab_size=67,
-    multiple_of=16,
-    rope_theta=1e4,
-    rope_scaling_args=None,
-    max_seq_len=64,
-)
-CASES = {
-    "gqa": {},
-    "mha": {"n_kv_heads": None},
-    "tied": {"enable_weight_tying": True},
-    "scaled rope": {
-        "rope_scaling_args": RoPEScalingArgs(
-            scaling_factor=4.0, original_max_position_embeddings=16
-        )
-    },
-}
 PROMPTS = [[3, 14, 15, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 46]]
 
 
 def make_model(**changes: object) -> Transformer:
-    args = copy.deepcopy(ARGS)
-    for name, value in changes.items():
-        setattr(args, name, value)
     torch.manual_seed(1)
-    model = Transformer(args)
+    model = Transformer(small(**changes))
     with torch.no_grad():
         for parameter in model.layers.parameters():
             parameter.mul_(12 if parameter.dim() > 1 else 1)  # attention that chooses
@@ -58,14 +28,8 @@ def make_model(**changes: object) -> Transformer:
 
 
 def transformers_tokens(model: Transformer, prompt: list[int], count: int) -> list[int]:
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**hf_config(model.model_args))
-    )
-    adapter = Llama3StateDictAdapter(model.model_args, None)
-    other.load_state_dict(adapter.to_hf(dict(model.state_dict())), strict=False)
-    other.tie_weights()
     ids = torch.tensor([prompt])
-    out = other.eval().generate(
+    out = transformers_model(model).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=count,
@@ -225,7 +189,7 @@ def test_bad_input_is_one_clear_error(
 
 def test_weights_that_are_missing_or_not_finite_are_one_clear_error() -> None:
     with torch.device("meta"):
-        model = Transformer(copy.deepcopy(ARGS))
+        model = Transformer(small())
     with pytest.raises(ValueError, match="it has no weights"):
         generate(model, [1])
     model = make_model()

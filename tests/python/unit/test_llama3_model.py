@@ -1,68 +1,18 @@
 """Llama 3 as users see it in Python: a module like any other."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
+from llama_cases import CASES, small, transformers_model
 
 from torchtitan_cpp import get_train_spec
 from torchtitan_cpp.config import load_config
 from torchtitan_cpp.models.llama3 import (
-    RoPEScalingArgs,
     Transformer,
-    TransformerModelArgs,
     llama3_args,
 )
-from torchtitan_cpp.models.llama3.state_dict_adapter import (
-    Llama3StateDictAdapter,
-    hf_config,
-)
 from torchtitan_cpp.nn.documents import document_starts
-
-SMALL = TransformerModelArgs(
-    dim=48,
-    n_layers=2,
-    n_heads=6,
-    n_kv_heads=2,
-    vocab_size=67,
-    multiple_of=16,
-    rope_theta=1e4,
-    rope_scaling_args=None,
-    max_seq_len=64,
-)
-CASES = {
-    "gqa": {},
-    "mha": {"n_kv_heads": None},
-    "tied": {"enable_weight_tying": True},
-    "scaled rope": {
-        "rope_scaling_args": RoPEScalingArgs(
-            scaling_factor=4.0, original_max_position_embeddings=16
-        )
-    },
-}
-
-
-def small(**changes: object) -> TransformerModelArgs:
-    args = copy.deepcopy(SMALL)
-    for name, value in changes.items():
-        setattr(args, name, value)
-    return args
-
-
-def transformers_model(
-    args: TransformerModelArgs, model: Transformer
-) -> transformers.LlamaForCausalLM:
-    config = transformers.LlamaConfig(**hf_config(args))
-    other = transformers.LlamaForCausalLM(config)
-    adapter = Llama3StateDictAdapter(args, None)
-    weights = adapter.to_hf(dict(model.state_dict()))
-    missing, unexpected = other.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if args.enable_weight_tying else set())
-    other.tie_weights()
-    return other.eval()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,7 +22,7 @@ def test_logits_equal_those_of_transformers(name):
     model = Transformer(args)
     tokens = torch.randint(0, args.vocab_size, (3, 40))
     with torch.no_grad():
-        expected = transformers_model(args, model)(tokens).logits
+        expected = transformers_model(model)(tokens).logits
         actual = model(tokens)
     assert (actual - expected).abs().max() <= 2e-5
 
@@ -80,7 +30,7 @@ def test_logits_equal_those_of_transformers(name):
 def test_gradients_equal_those_of_transformers_in_float64():
     args = small(enable_weight_tying=True)
     model = Transformer(args).double()
-    other = transformers_model(args, model).double()
+    other = transformers_model(model).double()
     # Its rotary table was made in float32; ours is exact to the last bit of float64.
     tokens = torch.randint(0, args.vocab_size, (2, 12))
     model(tokens).sin().sum().backward()
