@@ -59,6 +59,7 @@ class Trainer:
             import_module(job_config.experimental.custom_import)
         self.spec = get_train_spec(job_config.model.name)
         self.world: World = build_world(job_config)
+        stopping.take_over()  # a load may take long
         if not self.world.is_local:  # else whoever started the threads has done it
             init_logger(self.world.rank, shown_ranks=shown_ranks())
         logger.info("Starting job: %s", job_config.job.description)
@@ -123,7 +124,6 @@ class Trainer:
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: dict[int, float] = {}
         self.checkpointer = build_checkpointer(self)
-        stopping.take_over()  # a load may take long
         self.load()
         self.replica_check = ReplicaCheck(
             job_config.debug.replica_check_interval,
