@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Runs every row of torchtitan's feature tests (tests/python/integration/feature_rows.py)
-# as a user would start it, by torchrun with up to 8 ranks, and prints which passed. From
-# a bare clone it first makes .venv and builds (scripts/setup.sh).
+# Runs what takes too long for every change, and prints which passed:
 #
-#   scripts/nightly.sh              all rows
+#   * every row of torchtitan's feature tests (tests/python/integration/feature_rows.py) as
+#     a user would start it, by torchrun with up to 8 ranks;
+#   * SIGTERM in every phase of a run, to a rank, to all and to the launcher;
+#   * 60 runs that are killed twice and go on with other ranks, in other layouts.
+#
+# From a bare clone it first makes .venv and builds (scripts/setup.sh).
+#
+#   scripts/nightly.sh              all
 #   scripts/nightly.sh -k pp_zbv    some, or whatever pytest takes
 #
 # The exit status is 0 only if all passed.
@@ -18,7 +23,9 @@ report=build/nightly.xml
 rm -f "$report"
 status=0
 python -m pytest --nightly --verbose --junitxml "$report" "$@" \
-  tests/python/integration/test_feature_table.py </dev/null || status=1
+  tests/python/integration/test_feature_table.py \
+  tests/python/integration/test_stop_requests.py \
+  tests/python/integration/test_elastic_resume.py </dev/null || status=1
 
 echo
 echo "[nightly] result, seconds, row:"
@@ -30,6 +37,8 @@ for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
     result = "failed" if case.find("failure") is not None else "passed"
     result = "broken" if case.find("error") is not None else result
     row = case.attrib["name"].partition("[")[2].removesuffix("]")
-    print(f"{result}  {float(case.attrib['time']):6.1f}  {row or case.attrib['name']}")
+    name = case.attrib["name"].partition("[")[0].removeprefix("test_")
+    shown = f"{name} {row}" if "feature_table" not in case.attrib["classname"] else row
+    print(f"{result}  {float(case.attrib['time']):6.1f}  {shown or name}")
 PYTHON
 exit $status

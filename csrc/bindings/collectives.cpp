@@ -7,6 +7,7 @@
 #include "collectives/backend.h"
 #include "collectives/c10d_group.h"
 #include "collectives/fake_group.h"
+#include "collectives/flight_recorder.h"
 #include "collectives/heartbeat.h"
 #include "collectives/local_world.h"
 #include "collectives/recording.h"
@@ -160,6 +161,36 @@ void bind_recorder(py::module_& module) {
              "The same group, counted by the recorder.");
 }
 
+void bind_flight_recorder(py::module_& module) {
+  py::class_<FlightRecorder, std::shared_ptr<FlightRecorder>>(
+      module, "FlightRecorder", "The last collectives of a rank, for a JSON file.")
+      .def(py::init([](int64_t rank, int64_t size, int64_t capacity,
+                       const std::string& run, const std::string& path) {
+             return std::make_shared<FlightRecorder>(FlightOptions{.rank = rank,
+                                                                   .size = size,
+                                                                   .capacity = capacity,
+                                                                   .run = run,
+                                                                   .path = path});
+           }),
+           py::kw_only(), py::arg("rank"), py::arg("size"), py::arg("capacity"),
+           py::arg("run"), py::arg("path"))
+      .def_property("step", &FlightRecorder::step, &FlightRecorder::set_step,
+                    "Training step that later collectives are noted with.")
+      .def("to_json", &FlightRecorder::to_json, py::arg("cause"), Released(),
+           "The text of the file.")
+      .def("write", &FlightRecorder::write, py::arg("cause"), Released(),
+           "Replace the file; RuntimeError if that fails.")
+      .def(
+          "write_on_abort",
+          [](const std::shared_ptr<FlightRecorder>& recorder,
+             const std::shared_ptr<Watch>& watch) { write_on_abort(*watch, recorder); },
+          py::arg("watch"), "Write the file once the watch is aborted.");
+
+  module.def("traced", &traced, py::arg("group"), py::arg("recorder"), py::kw_only(),
+             py::arg("ranks"),
+             "The same group, recorded; ranks are those of the world, in its order.");
+}
+
 void bind_processes(py::module_& module) {
   py::class_<Watch, std::shared_ptr<Watch>>(
       module, "Watch", "Deadline and abort of all waits of this process.")
@@ -189,21 +220,23 @@ void bind_processes(py::module_& module) {
 
   py::class_<Heartbeat>(module, "Heartbeat",
                         "Announces this rank in a store and names those that are lost.")
-      .def(py::init([](const c10::intrusive_ptr<c10d::Store>& store, int64_t rank,
-                       int64_t size, double interval_seconds,
-                       const std::string& store_owner,
-                       const std::shared_ptr<Watch>& watch) {
-             return std::make_unique<Heartbeat>(
-                 store,
-                 HeartbeatOptions{.rank = rank,
-                                  .size = size,
-                                  .interval = to_milliseconds(interval_seconds),
-                                  .store_owner = store_owner},
-                 watch);
-           }),
-           py::arg("store"), py::kw_only(), py::arg("rank"), py::arg("size"),
-           py::arg("interval_seconds"), py::arg("store_owner"), py::arg("watch"),
-           Released())
+      .def(
+          py::init([](const c10::intrusive_ptr<c10d::Store>& store, int64_t rank,
+                      int64_t size, double interval_seconds,
+                      const std::string& store_owner, double longest_idle_seconds,
+                      const std::shared_ptr<Watch>& watch) {
+            return std::make_unique<Heartbeat>(
+                store,
+                HeartbeatOptions{.rank = rank,
+                                 .size = size,
+                                 .interval = to_milliseconds(interval_seconds),
+                                 .store_owner = store_owner,
+                                 .longest_idle = to_milliseconds(longest_idle_seconds)},
+                watch);
+          }),
+          py::arg("store"), py::kw_only(), py::arg("rank"), py::arg("size"),
+          py::arg("interval_seconds"), py::arg("store_owner"),
+          py::arg("longest_idle_seconds"), py::arg("watch"), Released())
       .def("report", &Heartbeat::report, py::arg("cause"), Released(),
            "Publish why this rank ends the run; returns the first cause of all ranks.")
       .def("stop", &Heartbeat::stop, Released(), "End the thread.")
@@ -230,6 +263,7 @@ void bind_collectives(py::module_ module) {
   bind_worlds(module);
   bind_recorder(module);
   bind_processes(module);
+  bind_flight_recorder(module);
 }
 
 }  // namespace torchtitan::bindings

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "core/bit_hash.h"
 #include "core/cpu_allocator.h"
 #include "core/memory_counter.h"
 #include "core/stop_flag.h"
@@ -30,6 +31,9 @@ void bind_core(py::module_ module) {
              "Bytes that meta tensors made after the first call would have.");
   module.def("compiled_torch_version", &core::compiled_torch_version,
              "Version of the torch whose headers the extension was compiled with.");
+  module.def("hash_bits", &core::hash_bits, py::arg("tensors"),
+             py::call_guard<py::gil_scoped_release>(),
+             "One int64 for the bits of each tensor, as a CPU tensor [n].");
   module.def(
       "install_stop_signal",
       [](double echo_seconds) {

@@ -91,7 +91,7 @@ std::string seen_by(const Failure& failure, int64_t rank) {
 std::string Beat::to_text() const {
   std::ostringstream text;
   text << number << ' ' << pid << ' ' << step << ' ' << unix_ms << ' ' << idle_ms << ' '
-       << left << ' ' << host << ' ' << processes << ' ' << waits_for;
+       << work << ' ' << left << ' ' << host << ' ' << processes << ' ' << waits_for;
   return text.str();
 }
 
@@ -99,7 +99,7 @@ std::optional<Beat> Beat::from_text(const std::string& text) {
   std::istringstream in(text);
   Beat beat;
   in >> beat.number >> beat.pid >> beat.step >> beat.unix_ms >> beat.idle_ms >>
-      beat.left >> beat.host >> beat.processes;
+      beat.work >> beat.left >> beat.host >> beat.processes;
   if (in.fail() || in.get() != ' ') return std::nullopt;
   std::getline(in, beat.waits_for);
   return beat;
@@ -149,6 +149,13 @@ std::optional<std::string> blame(std::span<const Sighting> sightings,
   if (!stalled.empty()) return join_parts(stalled) + seen_by(failure, rank);
   return "ranks wait for different operations: rank " + std::to_string(rank) +
          " waits for " + failure.what + "; " + join_parts(waits);
+}
+
+std::string idle_text(const Sighting& sighting, int64_t idle_ms) {
+  return name_of(sighting) +
+         " has stalled outside of a step (saving, loading): it has neither computed nor "
+         "read or written for " +
+         seconds_text(idle_ms) + "; " + last_step(*sighting.beat);
 }
 
 }  // namespace torchtitan::collectives

@@ -17,6 +17,7 @@ struct Beat {
   int64_t step = -1;
   int64_t unix_ms = 0;    // when it was written, on the writer's clock
   int64_t idle_ms = 0;    // since the rank last waited in a collective; 0 while it does
+  int64_t work = 0;       // grows while the process works; see work_meter.h
   bool left = false;      // has done its part of the run; this is its last beat
   std::string host;       // no spaces
   std::string processes;  // equal where process ids mean the same: a namespace
@@ -27,7 +28,7 @@ struct Beat {
   static std::optional<Beat> from_text(const std::string& text);
 };
 
-// The beat of this process and thread group, apart from `number`.
+// The beat of this process and thread group, apart from `number` and `work`.
 Beat own_beat(const Watch& watch);
 
 // True if `beat` is of a process of this machine that has ended (or is a zombie).
@@ -45,5 +46,9 @@ struct Sighting {
 // nullopt if nothing is known about anybody.
 std::optional<std::string> blame(std::span<const Sighting> sightings,
                                  const Failure& failure, int64_t rank, int64_t unix_ms);
+
+// The line about a rank whose process lives, but does nothing, while others wait for it
+// without a deadline.
+std::string idle_text(const Sighting& sighting, int64_t idle_ms);
 
 }  // namespace torchtitan::collectives

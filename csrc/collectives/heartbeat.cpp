@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <iostream>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -12,6 +13,7 @@
 
 #include "collectives/beat.h"
 #include "collectives/group.h"
+#include "collectives/work_meter.h"
 
 namespace torchtitan::collectives {
 
@@ -65,15 +67,20 @@ struct Heartbeat::State {
   int64_t followed_number = -1;
   Clock::time_point followed_at{};
   bool suspects = false;
+  int64_t followed_work = -1;
+  std::optional<Clock::time_point> idle_since;
+  bool warned = false;
+  WorkMeter meter;  // of the thread
 
   // How long a beat must stand still before its rank counts as silent.
-  milliseconds patience() const { return 3 * options.interval + 200ms; }
+  milliseconds patience() const { return 2 * options.interval + 500ms; }
   // How long a question may take before the store itself is blamed.
   milliseconds limit() const { return patience() + 2 * options.interval + 1s; }
 
   void beat(bool left = false) {
     Beat own = own_beat(*watch);
     own.number = number++;
+    own.work = meter.read();
     own.left = left;
     store->set(beat_key(options.rank), to_bytes(own.to_text()));
   }
@@ -95,6 +102,7 @@ struct Heartbeat::State {
     if (first) asked = now;
     sightings.resize(options.size);
     bool lost = false;
+    bool all_beat = true;
     for (int64_t rank = 0; rank < options.size; ++rank) {
       Sighting& sighting = sightings[rank];
       const auto text = read(beat_key(rank));
@@ -108,8 +116,9 @@ struct Heartbeat::State {
       sighting.ended =
           rank != options.rank && sighting.beat && has_ended(*sighting.beat, own);
       lost = lost || sighting.ended;
+      all_beat = all_beat && !sighting.silent;
     }
-    return lost || now - *asked > patience();
+    return lost || all_beat || now - *asked > patience();
   }
 
   std::optional<std::string> culprit(const Failure& failure) const {
@@ -128,21 +137,53 @@ struct Heartbeat::State {
     if (next == options.rank) return false;
     const auto text = read(beat_key(next));
     const std::optional<Beat> beat = text ? Beat::from_text(*text) : std::nullopt;
-    if (beat && beat->left) return false;
+    if (beat && beat->left) {
+      idle_since.reset();
+      return false;
+    }
     const auto now = Clock::now();
     const int64_t now_number = beat ? beat->number : -2;
     if (now_number != followed_number) {
       followed_number = now_number;
       followed_at = now;
     }
+    if (beat) follow_work(*beat);
     return (beat && has_ended(*beat, own_beat(*watch))) ||
            now - followed_at > kLongSilence * options.interval;
+  }
+
+  void follow_work(const Beat& beat) {
+    if (beat.waits_for.empty() && beat.work == followed_work && idle_since) return;
+    followed_work = beat.work;
+    idle_since = Clock::now();
+    warned = false;
+  }
+
+  // Warns of the rank that this one follows, and returns the line once it is too late.
+  std::optional<std::string> find_idle() {
+    if (!idle_since) return std::nullopt;
+    const auto idle =
+        std::chrono::duration_cast<milliseconds>(Clock::now() - *idle_since);
+    if (idle <= watch->timeout()) return std::nullopt;
+    const int64_t next = (options.rank + 1) % options.size;
+    const auto text = read(beat_key(next));
+    const auto beat = text ? Beat::from_text(*text) : std::nullopt;
+    if (!beat) return std::nullopt;
+    const std::string line = idle_text({.rank = next, .beat = beat}, idle.count());
+    if (idle > options.longest_idle) return line;
+    if (!warned) std::cerr << line << "; the others wait for it" << std::endl;
+    warned = true;
+    return std::nullopt;
   }
 
   // While the watch is patient: the published line, once some rank is lost.
   std::optional<std::string> guard() {
     suspects = suspects || misses_next();
-    if (!suspects || !look()) return std::nullopt;
+    if (!suspects) {
+      const auto line = find_idle();
+      return line ? std::optional(publish(*line)) : std::nullopt;
+    }
+    if (!look()) return std::nullopt;
     const auto waiting = watch->waiting();
     const auto line = culprit({waiting ? waiting->what : "", ""});
     forget();
@@ -166,7 +207,10 @@ struct Heartbeat::State {
     lock.unlock();
     if (!known && own_cause) known = publish(*own_cause);
     if (!known && failure && look()) known = conclude(*failure);
-    if (!failure && !watch->patient()) forget();
+    if (!failure && !watch->patient()) {
+      forget();
+      idle_since.reset();
+    }
     if (!known && !failure && watch->patient()) known = guard();
     if (!known) {
       watch->set_guarded_until(Clock::now() + kLongSilence * options.interval);
@@ -238,6 +282,9 @@ Heartbeat::Heartbeat(const c10::intrusive_ptr<c10d::Store>& store,
   TORCH_CHECK_VALUE(options.interval.count() > 0,
                     "Heartbeat: interval must be positive, but is ",
                     options.interval.count(), " ms");
+  TORCH_CHECK_VALUE(options.longest_idle.count() > 0,
+                    "Heartbeat: longest_idle must be positive, but is ",
+                    options.longest_idle.count(), " ms");
   state_->store = store;
   state_->options = options;
   state_->watch = watch;

@@ -7,16 +7,16 @@
 // all beats, and the first rank to find the culprit publishes the line that all then
 // throw:
 //  * processes of this host that are gone, else ranks whose beat has stood still for
-//  three
-//    intervals ("rank 2 (host, pid 17) has died; last seen in step 12");
+//    two and a half intervals ("rank 2 (host, pid 17) has died; last seen in step 12");
 //  * after a timeout, else the ranks that beat but wait for nobody ("has stalled");
 //  * after a timeout, else what each of the first ranks waits for: they do not match;
 //  * else the error as it came.
 //
 // While the watch is patient, the thread guards it: it follows the beat of the next
 // rank (that of rank 0 for the last one), so that every rank is followed by one other,
-// and ends all waits with such a line once that rank's process has ended or its beat
-// has stood still for thirty intervals.
+// and ends all waits with such a line once that rank's process has ended, its beat has
+// stood still for thirty intervals, or it waits for nobody and its process has done
+// nothing for `longest_idle`. Of the last it warns on stderr after the watch's timeout.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -40,6 +40,7 @@ struct HeartbeatOptions {
   std::chrono::milliseconds interval;
   // Who holds the store, for the message when it does not answer: "rank 0".
   std::string store_owner;
+  std::chrono::milliseconds longest_idle;
 };
 
 class Heartbeat {

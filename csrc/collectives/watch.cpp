@@ -52,9 +52,20 @@ std::optional<Watch::Waiting> Watch::waiting() const {
 }
 
 void Watch::abort(const std::string& cause) {
+  // Who comes second returns once the first is done.
+  std::call_once(abort_once_, [&] {
+    std::unique_lock lock(mutex_);
+    cause_ = cause;
+    const auto witness = witness_;
+    lock.unlock();
+    if (witness) witness(cause);
+    aborted_ = true;
+  });
+}
+
+void Watch::on_abort(std::function<void(const std::string&)> witness) {
   const std::scoped_lock lock(mutex_);
-  if (!aborted_) cause_ = cause;
-  aborted_ = true;
+  witness_ = std::move(witness);
 }
 
 void Watch::set_explain(std::function<std::string(const Failure&)> explain) {

@@ -72,6 +72,8 @@ class Watch {
 
   // Ends all waits, present and future, with CollectiveError(cause). The first stays.
   void abort(const std::string& cause);
+  // `witness` is called with the first cause before any wait ends; it must not throw.
+  void on_abort(std::function<void(const std::string&)> witness);
   bool aborted() const { return aborted_.load(); }
 
   // Who turns a failure into the line to throw. It may take seconds.
@@ -92,7 +94,9 @@ class Watch {
   std::atomic<Clock::time_point> guarded_until_ = Clock::time_point::min();
   std::atomic<Clock::time_point> last_wait_end_;
   mutable std::mutex mutex_;
+  std::once_flag abort_once_;
   std::string cause_;
+  std::function<void(const std::string&)> witness_;
   std::function<std::string(const Failure&)> explain_;
   std::map<int64_t, Waiting> waiting_;
   int64_t next_id_ = 0;

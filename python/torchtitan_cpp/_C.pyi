@@ -10,6 +10,21 @@ class collectives:
     class CollectiveError(RuntimeError):
         """A collective failed: one line, with the rank to blame where it is known."""
 
+    class FlightRecorder:
+        """The last collectives of a rank, for a JSON file."""
+        def __init__(self, *, rank: int, size: int, capacity: int, run: str, path: str) -> None: ...
+        @property
+        def step(self) -> int:
+            """Training step that later collectives are noted with."""
+        @step.setter
+        def step(self, value: int) -> None: ...
+        def to_json(self, cause: str) -> str:
+            """The text of the file."""
+        def write(self, cause: str) -> None:
+            """Replace the file; RuntimeError if that fails."""
+        def write_on_abort(self, watch: collectives.Watch) -> None:
+            """Write the file once the watch is aborted."""
+
     class Group:
         """Ranks that exchange tensors; all start the same verbs in the same order. Tensors are contiguous and stay untouched until wait()."""
         def __init__(self, name: str='self') -> None:
@@ -49,7 +64,7 @@ class collectives:
 
     class Heartbeat:
         """Announces this rank in a store and names those that are lost."""
-        def __init__(self, store: torch.distributed.distributed_c10d.Store, *, rank: int, size: int, interval_seconds: float, store_owner: str, watch: collectives.Watch) -> None: ...
+        def __init__(self, store: torch.distributed.distributed_c10d.Store, *, rank: int, size: int, interval_seconds: float, store_owner: str, longest_idle_seconds: float, watch: collectives.Watch) -> None: ...
         def report(self, cause: str) -> str:
             """Publish why this rank ends the run; returns the first cause of all ranks."""
         def stop(self) -> None:
@@ -152,6 +167,9 @@ class collectives:
     @staticmethod
     def recorded(group: collectives.Group, recorder: collectives.Recorder) -> collectives.Group:
         """The same group, counted by the recorder."""
+    @staticmethod
+    def traced(group: collectives.Group, recorder: collectives.FlightRecorder, *, ranks: collections.abc.Sequence[int]) -> collectives.Group:
+        """The same group, recorded; ranks are those of the world, in its order."""
 
 class config:
 
@@ -202,6 +220,9 @@ class core:
     @staticmethod
     def cpu_memory() -> core.MemoryCounter:
         """Bytes of CPU tensors. The first call puts the allocator that counts and keeps pages in place of torch's."""
+    @staticmethod
+    def hash_bits(tensors: collections.abc.Sequence[torch.Tensor]) -> torch.Tensor:
+        """One int64 for the bits of each tensor, as a CPU tensor [n]."""
     @staticmethod
     def install_stop_signal(*, echo_seconds: float) -> None:
         """Take SIGTERM over: the first one sets a flag, one that comes

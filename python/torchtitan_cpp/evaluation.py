@@ -49,6 +49,7 @@ def build_validator(trainer: Trainer) -> Any:
                 config,
                 infinite=config.validation.steps != -1,
             ),
+            should_stop=trainer.is_asked_to_stop,
         )
     return validator
 

@@ -12,11 +12,13 @@ import torch
 from torchtitan_cpp import _C
 
 CollectiveError = _C.collectives.CollectiveError
+FlightRecorder = _C.collectives.FlightRecorder
 Group = _C.collectives.Group
 LocalWorld = _C.collectives.LocalWorld
 Recorder = _C.collectives.Recorder
 fake_group = _C.collectives.fake_group
 recorded = _C.collectives.recorded
+traced = _C.collectives.traced
 
 AxisRanks = Mapping[str, Sequence[Sequence[int]]]
 """Ranks of every group of every axis: each rank is in one group of each axis."""
@@ -44,19 +46,22 @@ def own_ranks(
 
 
 def make_local_groups(
-    world: LocalWorld, axes: AxisRanks, *, rank: int, recorder: Recorder | None = None
+    world: LocalWorld,
+    axes: AxisRanks,
+    *,
+    rank: int,
+    recorder: Recorder | None = None,
+    flight_recorder: FlightRecorder | None = None,
 ) -> dict[str, Group]:
     """Like ``Distributed.make_groups`` for a rank that is a thread of this process."""
-    groups = {
-        axis: world.group(
-            rank, name=axis, ranks=own_ranks(all_ranks, axis, rank, world.size)
-        )
-        for axis, all_ranks in axes.items()
-    }
-    return {
-        axis: recorded(group, recorder) if recorder else group
-        for axis, group in groups.items()
-    }
+    groups = {}
+    for axis, all_ranks in axes.items():
+        ranks = own_ranks(all_ranks, axis, rank, world.size)
+        group = world.group(rank, name=axis, ranks=ranks)
+        if flight_recorder:
+            group = traced(group, flight_recorder, ranks=ranks)
+        groups[axis] = recorded(group, recorder) if recorder else group
+    return groups
 
 
 def make_fake_groups(

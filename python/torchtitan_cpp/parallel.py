@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.flight_recorder.recorder import FlightRecorder, FlightSettings
 from torchtitan_cpp.launch_environment import LaunchEnvironment
 from torchtitan_cpp.local_ranks import (
     AxisRanks,
@@ -40,6 +42,7 @@ Recorder = _C.collectives.Recorder
 Watch = _C.collectives.Watch
 c10d_group = _C.collectives.c10d_group
 recorded = _C.collectives.recorded
+traced = _C.collectives.traced
 
 __all__ = [
     "CollectiveError",
@@ -77,6 +80,7 @@ class Distributed:
         device: torch.device,
         watch: Watch,
         train_timeout_seconds: float,
+        flight: FlightSettings | None = None,
     ) -> None:
         self.rank = environment.rank if environment else 0
         self.world_size = environment.world_size if environment else 1
@@ -86,6 +90,8 @@ class Distributed:
         """Deadline and abort of every wait; its ``step`` appears in messages."""
         self._environment = environment
         self._train_timeout_seconds = train_timeout_seconds
+        self._flight = flight
+        self._flight_recorder: FlightRecorder | None = None
         self._heartbeat: Heartbeat | None = None
         self._heartbeat_seconds = 0.0
         # None where this rank is no member.
@@ -111,8 +117,16 @@ class Distributed:
             size=self.world_size,
             interval_seconds=heartbeat_seconds,
             store_owner=owner,
+            longest_idle_seconds=seconds,
             watch=self.watch,
         )
+        if self._flight is not None:
+            run = store.compare_set("flight_recorder", "", secrets.token_hex(8))
+            self._flight_recorder = self._flight.recorder(
+                rank=self.rank, size=self.world_size, run=run.decode()
+            )
+        if self._flight_recorder is not None:
+            self._flight_recorder.write_on_abort(self.watch)
         try:
             dist.init_process_group(
                 backend,
@@ -184,6 +198,8 @@ class Distributed:
             group = Group(axis)
             if process_group is not None:
                 group = c10d_group(process_group, name=axis, watch=self.watch)
+                if self._flight_recorder is not None:  # torch has sorted the ranks
+                    group = traced(group, self._flight_recorder, ranks=sorted(ranks))
             groups[axis] = recorded(group, recorder) if recorder else group
         return groups
 
@@ -201,6 +217,8 @@ class Distributed:
     def begin_step(self, step: int) -> None:
         """Note the step for messages about ranks that are lost."""
         self.watch.step = step
+        if self._flight_recorder is not None:
+            self._flight_recorder.step = step
 
     def first_step_passed(self) -> None:
         """Switch from ``comm.init_timeout_seconds`` to ``train_timeout_seconds``.
@@ -220,7 +238,8 @@ class Distributed:
         """Waits for CPU tensors inside have no deadline: others may work for long.
 
         They end when a rank is lost: at once where its process is seen to end, or when
-        it has given no sign of life for thirty heartbeats. Each rank watches over one
+        it has given no sign of life for thirty heartbeats, or its process has done
+        nothing for the init timeout. Each rank watches over one
         other for as long as it is inside itself. May be nested.
         """
         outer = self.watch.patient
@@ -292,6 +311,7 @@ def init_distributed(
     init_timeout_seconds: float,
     train_timeout_seconds: float,
     heartbeat_seconds: float = 1.0,
+    flight: FlightSettings | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Distributed:
     """Join the processes that torchrun started; one rank alone where it did not.
@@ -302,6 +322,7 @@ def init_distributed(
         init_timeout_seconds: longest wait until the first step has passed.
         train_timeout_seconds: longest wait after that.
         heartbeat_seconds: time between two signs of life of a rank.
+        flight: where every rank writes its last collectives when the run ends badly.
         environ: torchrun's variables.
 
     Raises:
@@ -320,6 +341,7 @@ def init_distributed(
         device=device,
         watch=Watch(timeout_seconds=init_timeout_seconds),
         train_timeout_seconds=train_timeout_seconds,
+        flight=flight,
     )
     if environment is not None:
         backend = _BACKENDS[device_type]

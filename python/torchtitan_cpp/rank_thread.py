@@ -17,6 +17,7 @@ import torch
 from torchtitan_cpp.local_ranks import (
     AxisRanks,
     CollectiveError,
+    FlightRecorder,
     Group,
     LocalWorld,
     Recorder,
@@ -35,16 +36,23 @@ class RankThread:
         world: all ranks.
         rank: of this thread.
         train_timeout_seconds: longest wait for others after the first step.
+        flight_recorder: of its collectives.
     """
 
     def __init__(
-        self, world: LocalWorld, rank: int, *, train_timeout_seconds: float
+        self,
+        world: LocalWorld,
+        rank: int,
+        *,
+        train_timeout_seconds: float,
+        flight_recorder: FlightRecorder | None = None,
     ) -> None:
         self.rank = rank
         self.world_size = int(world.size)
         self.device = torch.device("cpu")
         self._world = world
         self._train_timeout_seconds = train_timeout_seconds
+        self.flight_recorder = flight_recorder
         self._num_patient = 0
         self._random_state = torch.get_rng_state()
         self._has_turn = False
@@ -62,7 +70,13 @@ class RankThread:
         self, axes: AxisRanks, *, recorder: Recorder | None = None
     ) -> dict[str, Group]:
         """As ``Distributed.make_groups``."""
-        return make_local_groups(self._world, axes, rank=self.rank, recorder=recorder)
+        return make_local_groups(
+            self._world,
+            axes,
+            rank=self.rank,
+            recorder=recorder,
+            flight_recorder=self.flight_recorder,
+        )
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -99,7 +113,9 @@ class RankThread:
         _whose_turn.release()
 
     def begin_step(self, step: int) -> None:
-        """Nobody asks: a thread does not die without a word."""
+        """Note the step for the flight record."""
+        if self.flight_recorder:
+            self.flight_recorder.step = step
 
     def first_step_passed(self) -> None:
         """As ``Distributed.first_step_passed``."""

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from torchtitan_cpp import _C
+from torchtitan_cpp import stopping
 from torchtitan_cpp.config import ConfigError, check_run, read_config
 from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.errors import needs_traceback
@@ -23,9 +23,6 @@ from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.world import find_device_type, find_world_size
 
 EXIT_BAD_INPUT = 2
-
-STOP_ECHO_SECONDS = 3.0
-"""A SIGTERM so soon after the first one is torchrun's, which passes on its own."""
 
 
 def main(
@@ -53,18 +50,17 @@ def main(
         return EXIT_BAD_INPUT
     for note in loaded.notes:
         _print_once(f"note: {note}")
+    stopping.allow()
     if loaded.config.comm.mode == "local_tensor":
         return train_local(
             loaded.config,
             trainer_class,
             world_size=world_size,
-            stop_echo_seconds=STOP_ECHO_SECONDS,
         )
     trainer: Trainer | None = None
     try:
         trainer = trainer_class(loaded.config)
-        # Last: whoever comes later would replace it.
-        _C.core.install_stop_signal(echo_seconds=STOP_ECHO_SECONDS)
+        stopping.take_over()  # again: libraries may have replaced the handler
         trainer.train()
     except Exception as error:
         return _fail(trainer, error)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from torchtitan_cpp import _C
+from torchtitan_cpp import stopping
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.errors import needs_traceback
+from torchtitan_cpp.flight_recorder.recorder import FlightSettings
 from torchtitan_cpp.local_ranks import LocalWorld, run_local
 from torchtitan_cpp.logging import init_logger, shown_ranks
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
@@ -29,7 +32,6 @@ def train_local(
     trainer_class: type[Trainer],
     *,
     world_size: int,
-    stop_echo_seconds: float,
 ) -> int:
     """Train with a trainer in each thread; the exit code.
 
@@ -38,8 +40,14 @@ def train_local(
     """
     comm = job_config.comm
     world = LocalWorld(world_size, timeout_seconds=comm.init_timeout_seconds)
+    flight, run = FlightSettings.of(job_config), secrets.token_hex(8)
     threads = [
-        RankThread(world, rank, train_timeout_seconds=comm.train_timeout_seconds)
+        RankThread(
+            world,
+            rank,
+            train_timeout_seconds=comm.train_timeout_seconds,
+            flight_recorder=flight.recorder(rank=rank, size=world_size, run=run),
+        )
         for rank in range(world_size)
     ]
     failures: list[tuple[BaseException, str]] = []
@@ -50,7 +58,7 @@ def train_local(
         with threads[rank].here():
             try:
                 trainer = trainer_class(job_config)
-                _C.core.install_stop_signal(echo_seconds=stop_echo_seconds)
+                stopping.take_over()
                 trainer.train()
                 trainer.close()
             except BaseException as error:
@@ -75,6 +83,7 @@ def train_local(
         if not _is_lost(error) and needs_traceback(error):
             traceback.print_exception(error)
         print(line, file=sys.stderr, flush=True)
+        _write_flight_records(threads, line)
         code = EXIT_RANK_LOST if _is_lost(error) else 1
         if running:  # and may never come back: nothing is torn down
             print(f"left behind: ranks {sorted(running)}", file=sys.stderr, flush=True)
@@ -82,6 +91,16 @@ def train_local(
             os._exit(code)
         return code
     return 0
+
+
+def _write_flight_records(threads: Sequence[RankThread], cause: str) -> None:
+    for thread in threads:
+        if thread.flight_recorder:
+            try:
+                thread.flight_recorder.write(cause)
+            except RuntimeError as error:
+                print(error, file=sys.stderr, flush=True)
+                return
 
 
 def _is_lost(error: BaseException) -> bool:

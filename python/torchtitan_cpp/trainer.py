@@ -13,7 +13,7 @@ from importlib import import_module
 
 import torch
 
-from torchtitan_cpp import _C, build, dry_run
+from torchtitan_cpp import _C, build, dry_run, stopping
 from torchtitan_cpp.config import JobConfig, config_json, save_config
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
@@ -31,10 +31,16 @@ from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.own_optimizers import as_container
+from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
 from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.training_state import build_checkpointer, collect, load
+from torchtitan_cpp.training_state import (
+    GroupRanks,
+    build_checkpointer,
+    collect,
+    load,
+)
 from torchtitan_cpp.world import World, build_world
 
 
@@ -53,6 +59,7 @@ class Trainer:
             import_module(job_config.experimental.custom_import)
         self.spec = get_train_spec(job_config.model.name)
         self.world: World = build_world(job_config)
+        stopping.take_over()  # a load may take long
         if not self.world.is_local:  # else whoever started the threads has done it
             init_logger(self.world.rank, shown_ranks=shown_ranks())
         logger.info("Starting job: %s", job_config.job.description)
@@ -118,6 +125,12 @@ class Trainer:
         self._losses: dict[int, float] = {}
         self.checkpointer = build_checkpointer(self)
         self.load()
+        self.replica_check = ReplicaCheck(
+            job_config.debug.replica_check_interval,
+            [s for group in self.model.applied.groups for s in group.shards],
+            GroupRanks(self.world),
+            self.world,
+        )
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
 
@@ -145,6 +158,8 @@ class Trainer:
         if config.checkpoint.create_seed_checkpoint:
             self.checkpointer.save_seed(collect(self))
             return
+        if self.should_stop():
+            return  # while it was loaded: there is nothing new to save
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
         with ExitStack() as stack:
@@ -172,13 +187,19 @@ class Trainer:
                 self.step += 1
                 self.world.begin_step(self.step)
                 self.train_step(microbatches)
-                stopping = self.should_stop()
-                self.save(stopping=stopping)
-                if stopping:
+                self.check_replicas()
+                has_to_stop = self.should_stop()
+                takes_long = self._saves_now()
+                self.save(stopping=has_to_stop)
+                if has_to_stop:
                     break
                 if self.validator and self.validator.should_validate(self.step):
+                    takes_long = True
                     self.check_finite()  # rather than a loss of bad weights
                     self.validator.validate(self.model_parts, self.step)
+                if takes_long and self.should_stop():  # rather than one more step
+                    self.save(stopping=True)
+                    break
                 finished_step()
                 progress.update(self.step, next(reversed(self._losses.values()), None))
                 if self.step == first_step + 1:
@@ -199,19 +220,30 @@ class Trainer:
         """Save where it is due, or in any case when the run is asked to stop."""
         if not self.job_config.checkpoint.enable:
             return
-        last_step = self.step == self.job_config.training.steps
-        due = self.checkpointer.should_save(self.step, last_step=last_step)
+        last_step = self._is_last_step()
+        due = self._saves_now()
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
             with self.world.patiently():
                 self.checkpointer.save(self.step, collect(self), last_step=last_step)
 
+    def _is_last_step(self) -> bool:
+        return self.step == self.job_config.training.steps
+
+    def _saves_now(self) -> bool:
+        """Whether a save is due, asked to stop or not; the same on all ranks."""
+        return self.checkpointer.should_save(self.step, last_step=self._is_last_step())
+
     def should_stop(self) -> bool:
         """Whether any rank got SIGTERM; the same answer on all ranks."""
-        asked = bool(self._largest_of_ranks(float(_C.core.stop_requested())))
+        asked = self.is_asked_to_stop()
         if asked:
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
         return asked
+
+    def is_asked_to_stop(self) -> bool:
+        """As ``should_stop``, without a word."""
+        return bool(self._largest_of_ranks(float(stopping.is_requested())))
 
     def _largest_of_ranks(self, value: float) -> float:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.world.device)
@@ -306,6 +338,16 @@ class Trainer:
         self.checkpointer.forbid_saving("loss or gradients are not finite")
         early = self.job_config.optimizer.early_step_in_backward
         raise NotFiniteError(describe(*last, self.model, self.world, early_step=early))
+
+    def check_replicas(self) -> None:
+        """Raise ReplicaError, where it is due, if copies of weights differ."""
+        if not self.replica_check.is_due(self.step):
+            return
+        try:
+            self.replica_check.check(self.step)
+        except ReplicaError:
+            self.checkpointer.forbid_saving("replicas of weights differ")
+            raise
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

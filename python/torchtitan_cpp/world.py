@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.flight_recorder.recorder import FlightSettings
 from torchtitan_cpp.parallel import (
     Distributed,
     Group,
@@ -158,6 +159,7 @@ def build_world(job_config: Any) -> World:
         device_type=find_device_type(),
         init_timeout_seconds=job_config.comm.init_timeout_seconds,
         train_timeout_seconds=job_config.comm.train_timeout_seconds,
+        flight=FlightSettings.of(job_config),
     )
     return World(
         rank=distributed.rank,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from torchtitan_cpp.config.constraints import INT64_MAX, Name, Path, Within
+from torchtitan_cpp.config.constraints import INT64_MAX, Name, NonNegative, Path, Within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Debug:
     """Warn about operations without a deterministic algorithm instead of failing."""
     moe_force_load_balance: bool = False
     """Send tokens to experts in turn. No effect in models without experts."""
+    replica_check_interval: NonNegative = 0
+    """Not v0.2.2's: steps between comparisons of weights that ranks share; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

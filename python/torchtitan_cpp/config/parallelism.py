@@ -72,15 +72,15 @@ class Comm:
     """Communication between ranks."""
 
     init_timeout_seconds: Positive = 300
-    """Longest wait for ranks in the first step; a save or load waits while all live."""
+    """Longest wait in the first step, and for a rank that stands still in a save."""
     train_timeout_seconds: Positive = 100
     """Longest wait for other ranks in a step after the first one."""
     trace_buf_size: NonNegative = 20000
-    """Entries of the flight recorder's ring buffer. 0: off."""
+    """Last collectives that each rank keeps for its flight record. 0: none."""
     save_traces_folder: Name = "comm_traces"
-    """Folder of the flight recorder's files, below job.dump_folder."""
+    """Folder of the records of a run that ended badly, below job.dump_folder."""
     save_traces_file_prefix: str = "rank_"
-    """Their names are this prefix and the rank."""
+    """Their names are this prefix, the rank and .json."""
     mode: Literal["default", "fake_backend", "local_tensor"] = "default"
     """local_tensor: NGPU ranks as threads; fake_backend: one of NGPU, no computing."""
 

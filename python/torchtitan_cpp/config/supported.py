@@ -59,14 +59,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set false",
     ),
     Missing(
-        field="comm.trace_buf_size",
-        needed=lambda c: (
-            c.comm.trace_buf_size not in (0, type(c.comm)().trace_buf_size)
-        ),
-        what="the flight recorder",
-        hint="leave it out",
-    ),
-    Missing(
         field="memory_estimation.enable",
         needed=lambda c: c.memory_estimation.enable,
         what="estimation of memory by running on fake tensors",
@@ -82,8 +74,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
 
 WITHOUT_EFFECT_UNLESS: dict[str, str] = {
     "checkpoint.enable_ft_dataloader_checkpoints": "fault_tolerance.enable",
-    "comm.save_traces_file_prefix": "comm.trace_buf_size",
-    "comm.save_traces_folder": "comm.trace_buf_size",
     "debug.moe_force_load_balance": "parallelism.expert_parallel_degree",
     "fault_tolerance.*": "fault_tolerance.enable",
     "memory_estimation.disable_fake_mode": "memory_estimation.enable",

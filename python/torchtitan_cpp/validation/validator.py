@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, TypeAlias
@@ -105,11 +106,17 @@ class Validator(BaseValidator):
         self.metrics_processor = metrics_processor
         self._evaluate: Evaluate | None = None
         self._reduce: Reduce | None = None
+        self._stops: Callable[[], bool] = lambda: False
         self._dataloader: Any = None
         self._beginning: dict[str, Any] | None = None
 
     def bind(
-        self, *, evaluate: Evaluate, reduce: Reduce, dataloader: Iterable[Batch]
+        self,
+        *,
+        evaluate: Evaluate,
+        reduce: Reduce,
+        dataloader: Iterable[Batch],
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Hand over how this run evaluates; called once by the trainer.
 
@@ -117,14 +124,19 @@ class Validator(BaseValidator):
             dataloader: this rank's share of the validation data. One that has
                 ``state_dict`` and ``load_state_dict`` is wound back to where it is
                 now before each validation; any other must start anew by ``iter()``.
+            should_stop: asked before each batch, with the same answer on all ranks:
+                whether to give the validation up.
         """
         self._evaluate, self._reduce = evaluate, reduce
+        self._stops = should_stop or self._stops
         self._dataloader = dataloader
         if hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict"):
             self._beginning = copy.deepcopy(dataloader.state_dict())
 
     def validate(self, model_parts: Sequence[Any], step: int) -> float:
         """Evaluate, log and return the loss; the same on all ranks.
+
+        One that is given up logs nothing and returns NaN.
 
         Args:
             model_parts: put into evaluation mode meanwhile, where they have one.
@@ -139,7 +151,11 @@ class Validator(BaseValidator):
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.metrics_processor.validating())
             stack.enter_context(_evaluation_mode(model_parts))
-            loss_sum, num_valid = self._run(self._evaluate, self._reduce)
+            totals = self._run(self._evaluate, self._reduce)
+            if totals is None:
+                logger.warning("The validation of step %d is given up", step)
+                return math.nan
+            loss_sum, num_valid = totals
             if num_valid == 0:
                 raise ValueError(
                     "validation: no rank found a valid token in validation.dataset; "
@@ -150,13 +166,15 @@ class Validator(BaseValidator):
             self.metrics_processor.log_validation(loss=loss, step=step)
         return loss
 
-    def _run(self, evaluate: Evaluate, reduce: Reduce) -> tuple[float, float]:
+    def _run(self, evaluate: Evaluate, reduce: Reduce) -> tuple[float, float] | None:
         """Sum of losses and number of valid tokens over all batches and ranks."""
         steps = self.job_config.validation.steps
         batches = self._batches()
         filler: Batch | None = None
         loss_sum, num_valid, num_batches = 0.0, 0.0, 0
         while steps == -1 or num_batches < steps:
+            if self._stops():
+                return None
             batch = next(batches, None)
             (ranks_with_batch,) = reduce([0.0 if batch is None else 1.0])
             if ranks_with_batch == 0:

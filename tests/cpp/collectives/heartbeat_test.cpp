@@ -17,11 +17,15 @@ using namespace std::chrono_literals;
 
 // All "ranks" are threads of this process with a store in memory.
 struct Rank {
-  Rank(const c10::intrusive_ptr<c10d::Store>& store, int64_t rank, int64_t size)
-      : heartbeat(
-            store,
-            {.rank = rank, .size = size, .interval = 100ms, .store_owner = "rank 0"},
-            watch) {}
+  Rank(const c10::intrusive_ptr<c10d::Store>& store, int64_t rank, int64_t size,
+       std::chrono::milliseconds longest_idle = 1h)
+      : heartbeat(store,
+                  {.rank = rank,
+                   .size = size,
+                   .interval = 100ms,
+                   .store_owner = "rank 0",
+                   .longest_idle = longest_idle},
+                  watch) {}
 
   std::string fails(const Failure& failure) {
     try {
@@ -128,12 +132,20 @@ TEST(Heartbeat, LeavesAnErrorAsItCameWhenAllRanksAnswer) {
 TEST(Heartbeat, RefusesWhatIsOutOfRange) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   const auto watch = std::make_shared<Watch>(1s);
-  expect_value_error("expected 0 <= rank < size, but got rank 2 of 2", [&] {
-    Heartbeat(store, {.rank = 2, .size = 2, .interval = 1s, .store_owner = ""}, watch);
-  });
-  expect_value_error("interval must be positive, but is 0 ms", [&] {
-    Heartbeat(store, {.rank = 0, .size = 2, .interval = 0s, .store_owner = ""}, watch);
-  });
+  const auto refuse = [&](const std::string& part, HeartbeatOptions options) {
+    expect_value_error(part, [&] { Heartbeat(store, options, watch); });
+  };
+  const HeartbeatOptions fits{
+      .rank = 0, .size = 2, .interval = 1s, .store_owner = "", .longest_idle = 1s};
+  HeartbeatOptions options = fits;
+  options.rank = 2;
+  refuse("expected 0 <= rank < size, but got rank 2 of 2", options);
+  options = fits;
+  options.interval = 0s;
+  refuse("interval must be positive, but is 0 ms", options);
+  options = fits;
+  options.longest_idle = 0s;
+  refuse("longest_idle must be positive, but is 0 ms", options);
 }
 
 TEST(Beat, SurvivesItsTextForm) {
@@ -142,6 +154,7 @@ TEST(Beat, SurvivesItsTextForm) {
                   .step = -1,
                   .unix_ms = 5,
                   .idle_ms = 6,
+                  .work = 8,
                   .left = true,
                   .host = "node-1",
                   .processes = "boot/pid:[1]",
@@ -152,6 +165,7 @@ TEST(Beat, SurvivesItsTextForm) {
   EXPECT_EQ(read->waits_for, "barrier of group 'dp'");
   EXPECT_EQ(read->step, -1);
   EXPECT_TRUE(read->left);
+  EXPECT_EQ(read->work, 8);
   EXPECT_FALSE(Beat::from_text(""));
   EXPECT_FALSE(Beat::from_text("1 2 x"));
 }

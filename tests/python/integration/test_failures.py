@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training_runs import Job, assert_same_tensors, read_checkpoint, run
 
-from torchtitan_cpp.train import STOP_ECHO_SECONDS
+from torchtitan_cpp.stopping import STOP_ECHO_SECONDS
 
 EXIT_RANK_LOST = 75
 

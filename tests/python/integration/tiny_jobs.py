@@ -69,3 +69,11 @@ def sentences(count: int = 400) -> list[dict[str, str]]:
 
 
 register_dataset("tiny_text", DatasetConfig(loader=lambda path: sentences(), path="-"))
+
+
+def numbered(count: int = 4000) -> list[dict[str, str]]:
+    """Documents that make every row of tokens another one."""
+    return [{"text": f"{i} {i * i} {i * 7919 % 10007}"} for i in range(count)]
+
+
+register_dataset("numbered", DatasetConfig(loader=lambda path: numbered(), path="-"))

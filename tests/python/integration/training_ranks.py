@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trial_trainers import TRIAL_TRAINERS
 
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.finite import NotFiniteError
@@ -156,6 +157,7 @@ TRAINERS: dict[str, type[Trainer]] = {
     "stuck": StuckTrainer,
     "slow": SlowTrainer,
     "slow_saving": SlowSavingTrainer,
+    **TRIAL_TRAINERS,
 }
 
 

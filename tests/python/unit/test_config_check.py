@@ -53,10 +53,6 @@ UNSUPPORTED = {
         ],
         ["--checkpoint.initial_load_in_hf_quantized"],
     ),
-    "comm.trace_buf_size": (
-        ["--comm.trace_buf_size=100"],
-        ["--comm.trace_buf_size=0", "--comm.save_traces_folder=x"],
-    ),
     "memory_estimation.enable": (
         ["--memory_estimation.enable"],
         ["--memory_estimation.disable_fake_mode"],

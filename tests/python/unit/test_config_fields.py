@@ -88,6 +88,7 @@ OUT_OF_RANGE = {
     "comm.init_timeout_seconds": ["0"],
     "comm.train_timeout_seconds": ["0"],
     "comm.trace_buf_size": ["-1"],
+    "debug.replica_check_interval": ["-1"],
     "comm.save_traces_folder": ['""'],
     "fault_tolerance.process_group": ['"mpi"'],
     "fault_tolerance.process_group_timeout_ms": ["0"],
@@ -221,7 +222,7 @@ def test_defaults_are_those_of_torchtitan_where_a_change_would_be_noticed():
         "validation.steps": -1,
     }
     assert {name: defaults[name] for name in theirs} == theirs
-    assert len(defaults) == 149 + 5  # v0.2.2's fields and those of the test below
+    assert len(defaults) == 149 + 6  # v0.2.2's fields and those of the test below
 
 
 def test_the_json_of_a_config_is_plain(tmp_path):
@@ -240,6 +241,7 @@ def test_the_readme_lists_every_field_that_torchtitan_lacks():
         "training.dtype",
         "checkpoint.format",
         "activation_checkpoint.offload",
+        "debug.replica_check_interval",
     ]
     for name in ours:
         assert f"`{name}" in readme
