@@ -14,9 +14,10 @@ from torchtitan_cpp.checkpoint.agreement import (
     on_first_rank,
 )
 from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
+from torchtitan_cpp.checkpoint.exporting import check_exportable
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import Content
-from torchtitan_cpp.checkpoint.names import nearest
+from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
 from torchtitan_cpp.checkpoint.state import LoadedState, Ranks, TrainingState
@@ -138,6 +139,7 @@ class CheckpointManager:
         if not self._settings.enable:
             return None
         wanted = self._wanted(state)
+        self._check_last_save(state)
         load_step = self._settings.load_step
         paths = choose_paths(self.folder, load_step, wanted, self._ranks)
         for path in paths:
@@ -230,7 +232,18 @@ class CheckpointManager:
                     "or model.hf_assets_path"
                 )
             assert self._adapter is not None  # checked with the settings
-            loaded = read_hugging_face(path, self._adapter, state, self._ranks)
+            if "model" not in wanted:
+                raise ValueError(
+                    "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "
+                    "but the model"
+                )
+            loaded = read_hugging_face(
+                path,
+                self._adapter,
+                state,
+                self._ranks,
+                quantized=settings.initial_load_in_hf_quantized,
+            )
             self._tell(f"Loaded the weights in {path}")
             return loaded
         if path is None:
@@ -266,6 +279,16 @@ class CheckpointManager:
                     f"{', '.join(state.parts)}"
                 )
         return frozenset(state.parts) - frozenset(excluded)
+
+    def _check_last_save(self, state: TrainingState) -> None:
+        """Names that the adapter does not know are told before the training."""
+        adapter = self._adapter
+        if self._settings.last_save_in_hf and adapter is not None:
+            all_valid(
+                self._ranks,
+                "checkpoint.last_save_in_hf",
+                lambda: check_exportable(state.tensors, adapter),
+            )
 
     def _tell(self, text: str) -> None:
         if self._ranks.rank == 0:

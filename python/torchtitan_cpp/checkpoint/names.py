@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from torchtitan_cpp.checkpoint.agreement import all_agree
+from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.state import Ranks
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (nearest: x)``, or an empty text when nothing is similar."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" (nearest: {matches[0]})" if matches else ""
 
 
 def check_missing(
