@@ -54,7 +54,8 @@ class HfWeight:
         """A whole weight as it lies there."""
         rows = self.rows(weight.shape[0]) if self.rotary_heads else None
         if rows is not None:
-            weight = torch.empty_like(weight).index_copy_(0, rows, weight)
+            back = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows)))
+            weight = weight[back]
         return (
             weight.permute(*reversed(range(weight.dim())))
             if self.transposed

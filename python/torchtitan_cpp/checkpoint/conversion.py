@@ -11,7 +11,10 @@ import torch
 from torchtitan_cpp.checkpoint.adapter_table import HfWeight, TableStateDictAdapter
 from torchtitan_cpp.checkpoint.hugging_face import HuggingFaceFolder, by_layer
 from torchtitan_cpp.checkpoint.state import TensorEntry
-from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.checkpoint.state_dict_adapter import (
+    BaseStateDictAdapter,
+    try_on_shapes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +145,8 @@ class _FunctionSource(WeightSource):
         self._held: tuple[list[str], dict[str, torch.Tensor]] = [], {}
         self.heads = heads = {}
         for layer in by_layer(folder):
-            like = {
-                hf_name: torch.empty(
-                    folder.shape(hf_name), dtype=folder.dtype(hf_name), device="meta"
-                )
-                for hf_name in layer
-            }
-            for name, tensor in adapter.from_hf(like).items():
+            heads_there = {n: (folder.shape(n), folder.dtype(n)) for n in layer}
+            for name, tensor in try_on_shapes(adapter.from_hf, heads_there).items():
                 self._layer_of[name] = layer
                 heads[name] = Head(shape=tuple(tensor.shape), dtype=tensor.dtype)
 

@@ -24,6 +24,7 @@ from torchtitan_cpp.checkpoint.state import TensorEntry
 from torchtitan_cpp.checkpoint.state_dict_adapter import (
     INDEX_NAME,
     BaseStateDictAdapter,
+    try_on_shapes,
 )
 from torchtitan_cpp.logging import logger
 
@@ -67,6 +68,7 @@ class ExportedFile:
         for each in ordered:
             writer.append(each.name, each.read().contiguous())
         size_bytes, sha256 = writer.finish()
+        logger.info(f"Wrote {self.name}, {size_bytes / 2**20:.1f} MiB")
         return StoredFile(name=self.name, size_bytes=size_bytes, sha256=sha256)
 
 
@@ -192,13 +194,8 @@ def _by_function(
     exported: list[ExportedTensor] = []
     seen: set[str] = set()
     for index, layer in enumerate(layers):
-        like = {
-            name: torch.empty(
-                tensors[name].shape, dtype=dtype_of(tensors[name].dtype), device="meta"
-            )
-            for name in layer
-        }
-        for hf_name, tensor in adapter.to_hf(like).items():
+        heads = {n: (tensors[n].shape, dtype_of(tensors[n].dtype)) for n in layer}
+        for hf_name, tensor in try_on_shapes(adapter.to_hf, heads).items():
             if hf_name in seen:
                 raise ValueError(f"{hf_name}: written twice")
             seen.add(hf_name)

@@ -25,11 +25,12 @@ from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.logging import logger
 
-_EXPORT_DTYPES = {
+EXPORT_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
+"""By ``checkpoint.export_dtype``."""
 
 
 class CheckpointManager:
@@ -103,7 +104,7 @@ class CheckpointManager:
             CheckpointError: on all ranks, if any rank failed or saving is forbidden.
         """
         if last_step and self._settings.last_save_model_only:
-            dtype = _EXPORT_DTYPES[self._settings.export_dtype]
+            dtype = EXPORT_DTYPES[self._settings.export_dtype]
             in_hf = self._settings.last_save_in_hf
             return self._save(step, state, "huggingface" if in_hf else "model", dtype)
         return self._save(step, state, "training", None)

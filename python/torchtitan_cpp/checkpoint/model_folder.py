@@ -59,9 +59,8 @@ def write_model_files(
         config["torch_dtype"] = str(dtype).removeprefix("torch.")
         # Without these, transformers takes those that it knows of the family.
         written[CONFIG] = {**dict.fromkeys(_SPECIAL_IDS), **config, **ids}
-        written[GENERATION] = _read_json(assets, GENERATION) or {
-            key: value for key, value in ids.items() if value is not None
-        }
+        if not _read_json(assets, GENERATION):
+            written[GENERATION] = ids
     else:
         logger.warning(
             f"No {CONFIG} is written: the adapter has no hf_config(), and "
@@ -69,10 +68,11 @@ def write_model_files(
         )
     copied = [
         name
-        for name in _TOKENIZER_FILES
+        for name in (*_TOKENIZER_FILES, GENERATION)
         if assets and os.path.isfile(os.path.join(assets, name))
     ]
-    if copied and TOKENIZER not in copied:
+    copied = [name for name in copied if name not in written]
+    if "tokenizer.json" in copied and TOKENIZER not in copied:
         # Else transformers makes the tokenizer of the model's family from the file.
         written[TOKENIZER] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name, content in written.items():

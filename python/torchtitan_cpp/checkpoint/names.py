@@ -13,7 +13,7 @@ def check_missing(
     source: str, wanted: Collection[str], stored: Collection[str]
 ) -> None:
     """Raise ValueError if something wanted is not stored."""
-    missing = [name for name in wanted if name not in stored]
+    missing = sorted(name for name in wanted if name not in stored)
     if not missing:
         return
     unused = [name for name in stored if name not in wanted] or stored

@@ -21,12 +21,11 @@ from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import parse_manifest
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, newest_model, verify
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
-from torchtitan_cpp.config import JobConfig, Parallelism, load_config
-from torchtitan_cpp.config.problems import did_you_mean
-from torchtitan_cpp.custom_import import import_custom_code
+from torchtitan_cpp.config import JobConfig, Parallelism
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.generation.generate import LoadedModel, end_of_text
 from torchtitan_cpp.logging import logger
+from torchtitan_cpp.model_choice import load_config_of_model
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.initial_values import default_dtype, make_whole
 from torchtitan_cpp.rank_thread import turn
@@ -68,18 +67,9 @@ def read_model_config(flags: Sequence[str]) -> JobConfig:
     Raises:
         ValueError: for a bad configuration.
     """
-    loaded = load_config(flags)
-    import_custom_code(loaded)
-    model = loaded.config.model
-    flavors = list(get_train_spec(model.name).model_args)
-    if model.flavor not in flavors:
-        hint = did_you_mean(model.flavor, flavors)
-        raise ValueError(
-            f"{loaded.origin('model.flavor')}: model.flavor: expected one of "
-            f"{', '.join(flavors)}, found {model.flavor!r}" + (hint and f"; {hint}")
-        )
+    config = load_config_of_model(flags).config
     # Ranks are processes, whatever a training's were.
-    return replace(loaded.config, comm=replace(loaded.config.comm, mode="default"))
+    return replace(config, comm=replace(config.comm, mode="default"))
 
 
 def divided_by_tensor_axis(config: JobConfig, *, ranks: int) -> JobConfig:
