@@ -17,6 +17,8 @@ import torch
 from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.state_dict_adapter import StateDictAdapter
 
+_PLACE = re.compile(r"(?:\{rest\}$|\{\})")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HfWeight:
@@ -79,8 +81,10 @@ class TableStateDictAdapter(StateDictAdapter):
                 "norm.weight": "final_norm.weight",
             }
 
-    ``{}`` stands for a number, of a layer or an expert, and is the same one on both
-    sides. What depends on ``model_args`` is set in ``__init__`` on ``self``.
+    ``{}`` stands for a number, of a layer or an expert, and ``{rest}`` for any end of a
+    name; both are the same on both sides. The first pattern that fits counts; those of
+    ``not_written`` and ``not_loaded`` come before the table. What depends on
+    ``model_args`` is set in ``__init__`` on ``self``.
     """
 
     table: Mapping[str, str | HfWeight]
@@ -137,21 +141,24 @@ class TableStateDictAdapter(StateDictAdapter):
 
     @cached_property
     def _by_ours(self) -> dict[str, tuple[re.Pattern[str], HfWeight | None]]:
-        rows: dict[str, HfWeight | None] = {}
+        rows: dict[str, HfWeight | None] = dict.fromkeys(self.not_written)
         for ours, theirs in self.table.items():
             weight = theirs if isinstance(theirs, HfWeight) else HfWeight(name=theirs)
-            if ours.count("{}") != weight.name.count("{}"):
+            pair = (ours, weight.name)
+            places = [_PLACE.findall(pattern) for pattern in pair]
+            if places[0] != places[1] or any(
+                "{rest}" in pattern.removesuffix("{rest}") for pattern in pair
+            ):
                 raise ValueError(
                     f"{type(self).__name__}.table: {ours} and {weight.name} do not "
-                    "hold {} equally often"
+                    "hold {} equally often, or {rest} at the end"
                 )
             rows[ours] = weight
-        rows |= dict.fromkeys(self.not_written)
         return {ours: (_regex(ours), weight) for ours, weight in rows.items()}
 
     @cached_property
     def _by_theirs(self) -> dict[str, tuple[re.Pattern[str], str | None]]:
-        rows: dict[str, str | None] = {}
+        rows: dict[str, str | None] = dict.fromkeys(self.not_loaded)
         for ours, (_, weight) in self._by_ours.items():
             if weight is None:
                 continue
@@ -160,19 +167,23 @@ class TableStateDictAdapter(StateDictAdapter):
                     f"{type(self).__name__}.table: {weight.name} occurs twice"
                 )
             rows[weight.name] = ours
-        rows |= dict.fromkeys(self.not_loaded)
         return {theirs: (_regex(theirs), ours) for theirs, ours in rows.items()}
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(r"(\d+)".join(map(re.escape, pattern.split("{}"))))
-
-
-def _fill(pattern: str, numbers: Iterable[str]) -> str:
-    parts = pattern.split("{}")
-    return parts[0] + "".join(
-        number + part for number, part in zip(numbers, parts[1:], strict=True)
+    places = iter([*_PLACE.findall(pattern), ""])
+    return re.compile(
+        "".join(
+            re.escape(text) + {"{}": r"(\d+)", "{rest}": "(.+)"}.get(next(places), "")
+            for text in _PLACE.split(pattern)
+        )
     )
+
+
+def _fill(pattern: str, found: Iterable[str]) -> str:
+    first, *texts = _PLACE.split(pattern)
+    pairs = zip(found, texts, strict=True)
+    return first + "".join(value + text for value, text in pairs)
 
 
 def _unknown(what: str, name: str, patterns: Iterable[str]) -> str:
@@ -180,6 +191,7 @@ def _unknown(what: str, name: str, patterns: Iterable[str]) -> str:
     known = [
         _fill(pattern, numbers[:count])
         for pattern in patterns
-        if (count := pattern.count("{}")) <= len(numbers)
+        if (count := len(_PLACE.findall(pattern))) <= len(numbers)
+        and not pattern.endswith("{rest}")
     ]
     return f"unknown {what} {name}{nearest(name, known)}"

@@ -38,6 +38,7 @@ class OwnAdapter(TableStateDictAdapter):
         "layers.{}.up": HfWeight(name="h.{}.mlp.c_fc.weight", transposed=True),
         "layers.{}.both": HfWeight(name="h.{}.both", transposed=True, rotary_heads=2),
         "layers.{}.experts.{}.w": "h.{}.e.{}.weight",
+        "blocks.{}.{rest}": "b.{}.{rest}",
         "scale": "scale",
     }
     not_written = ("freqs",)
@@ -68,6 +69,7 @@ def weights() -> dict[str, torch.Tensor]:
             f"layers.{i}.up": (13, 6),
             f"layers.{i}.both": (8, 5),
             f"layers.{i}.experts.0.w": (4, 6),
+            f"blocks.{i}.norm.0.bias": (5,),
             f"layers.{i}.experts.12.w": (4, 6),
         }
     generator = torch.Generator().manual_seed(0)
@@ -201,11 +203,15 @@ def test_a_table_says_what_is_wrong_with_it() -> None:
     class Uneven(OwnAdapter):
         table = {"layers.{}.q": "q"}
 
+    class Early(OwnAdapter):
+        table = {"{rest}.q": "{rest}.q"}
+
     class Twice(OwnAdapter):
         table = {"a": "w", "b": "w"}
 
-    with pytest.raises(ValueError, match="equally often"):
-        Uneven(None, None).weight_of("layers.1.q")
+    for adapter in (Uneven, Early):
+        with pytest.raises(ValueError, match="equally often, or {rest} at the end"):
+            adapter(None, None).weight_of("layers.1.q")
     with pytest.raises(ValueError, match="w occurs twice"):
         Twice(None, None).name_of("w")
     with pytest.raises(ValueError, match="17 rows does not split into 3 heads"):
