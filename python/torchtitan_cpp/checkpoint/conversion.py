@@ -147,6 +147,8 @@ class _FunctionSource(WeightSource):
         for layer in by_layer(folder):
             heads_there = {n: (folder.shape(n), folder.dtype(n)) for n in layer}
             for name, tensor in try_on_shapes(adapter.from_hf, heads_there).items():
+                if name in heads:
+                    raise ValueError(f"{folder.path}: from_hf gave {name} twice")
                 self._layer_of[name] = layer
                 heads[name] = Head(shape=tuple(tensor.shape), dtype=tensor.dtype)
 

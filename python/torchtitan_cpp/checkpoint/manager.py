@@ -23,6 +23,7 @@ from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, ve
 from torchtitan_cpp.checkpoint.state import LoadedState, Ranks, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
+from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
 
 EXPORT_DTYPES = {
@@ -233,6 +234,11 @@ class CheckpointManager:
                     "or model.hf_assets_path"
                 )
             assert self._adapter is not None  # checked with the settings
+            folder = path
+            if not on_first_rank(self._ranks, path, lambda: os.path.isdir(folder)):
+                raise MissingPathError(
+                    f"{path} is no folder: expected Hugging Face weights"
+                )
             if "model" not in wanted:
                 raise ValueError(
                     "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "

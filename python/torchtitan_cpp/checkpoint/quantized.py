@@ -35,8 +35,9 @@ def read_block_size(folder: str) -> tuple[int, int]:
             config = json.load(file)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    quantization = config.get("quantization_config") if isinstance(config, dict) else {}
-    block = (quantization or {}).get("weight_block_size", list(_DEFAULT_BLOCK))
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    quantization = found if isinstance(found, dict) else {}
+    block = quantization.get("weight_block_size", list(_DEFAULT_BLOCK))
     if not (
         isinstance(block, list)
         and len(block) == 2

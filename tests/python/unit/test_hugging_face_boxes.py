@@ -234,6 +234,14 @@ def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
         load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
 
 
+def test_a_folder_that_is_not_there_is_missing_on_all_ranks(tmp_path: Path) -> None:
+    outcomes = run_ranks(
+        2, lambda r: load(tmp_path, tmp_path / "x", Grid(rows=2), OwnAdapter, r)
+    )
+    assert all(isinstance(outcome, FileNotFoundError) for outcome in outcomes)
+    assert "x is no folder" in str(outcomes[1])
+
+
 def test_nothing_but_the_model_comes_from_hugging_face(tmp_path: Path) -> None:
     settings = Checkpoint(
         enable=True, initial_load_in_hf=True, exclude_from_loading=["model"]

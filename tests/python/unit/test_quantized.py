@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from checkpoint_ranks import Grid, is_box_of, results, run_ranks, state_of
 from checkpoint_runs import manager
 from safetensors.torch import save_file
 from test_llama3_state_dict_adapter import ARGS, weights
+from torch.distributed.checkpoint.quantized_hf_storage import (
+    QuantizedHuggingFaceStorageReader,
+)
 
 from torchtitan_cpp.checkpoint import HuggingFaceFolder
 from torchtitan_cpp.config.checkpoint import Checkpoint
@@ -174,3 +178,19 @@ def test_block_sizes_of_no_sense_are_refused(block: Any, tmp_path: Path) -> None
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="weight_block_size: expected two sizes"):
         HuggingFaceFolder(str(tmp_path / "m"))
+
+
+def test_torch_reads_the_same_numbers(tmp_path: Path) -> None:
+    weight = torch.randn(300, 270, generator=torch.manual_seed(1))
+    numbers, scales, back = quantize(weight, (128, 128))
+    folder = tmp_path / "m"
+    stored = {"a.weight": numbers, "a.weight_scale_inv": scales}
+    write(folder, stored)
+    index = {"weight_map": dict.fromkeys(stored, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    theirs = {"a.weight": torch.zeros(300, 270)}
+    reader = QuantizedHuggingFaceStorageReader(path=str(folder))
+    dcp.load(theirs, storage_reader=reader, no_dist=True)
+    ours = HuggingFaceFolder(str(folder)).read("a.weight")
+    assert torch.equal(ours, back)
+    assert torch.allclose(ours, theirs["a.weight"], rtol=1e-6, atol=0)
