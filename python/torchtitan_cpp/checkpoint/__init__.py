@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchtitan_cpp.checkpoint.adapter_table import HfWeight, TableStateDictAdapter
 from torchtitan_cpp.checkpoint.agreement import CheckpointError
 from torchtitan_cpp.checkpoint.hugging_face import HuggingFaceFolder
 from torchtitan_cpp.checkpoint.manager import CheckpointManager
@@ -22,11 +23,13 @@ __all__ = [
     "BaseStateDictAdapter",
     "CheckpointError",
     "CheckpointManager",
+    "HfWeight",
     "HuggingFaceFolder",
     "LoadedState",
     "Ranks",
     "SingleRank",
     "StateDictAdapter",
+    "TableStateDictAdapter",
     "TensorEntry",
     "TorchSettings",
     "TrainingState",

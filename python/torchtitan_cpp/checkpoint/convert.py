@@ -7,196 +7,145 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-
-from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
-from torchtitan_cpp.checkpoint.selection import Candidate, inspect_on_all, verify
-from torchtitan_cpp.checkpoint.shards import BoxReader, dtype_of
-from torchtitan_cpp.checkpoint.state import (
-    SingleRank,
-    TensorEntry,
-    TorchSettings,
-    TrainingState,
+from torchtitan_cpp.checkpoint.convert_hugging_face import (
+    from_hugging_face,
+    to_hugging_face,
 )
-from torchtitan_cpp.config import ConfigError, JobConfig, load_config
-from torchtitan_cpp.lr_schedule import lr_factor, resolve_lr_schedule
-from torchtitan_cpp.torch_settings import param_group
+from torchtitan_cpp.checkpoint.convert_native import convert_checkpoint
+from torchtitan_cpp.config import ConfigError, load_config
+from torchtitan_cpp.logging import init_logger, logger
+from torchtitan_cpp.model_choice import load_config_of_model
 
 EXIT_BAD_INPUT = 2
-_ALONE = SingleRank()
+
+_COMMANDS = {
+    "to-native": "a checkpoint of torch (DCP), such as torchtitan's, into one of ours",
+    "to-dcp": "a checkpoint of ours into one that torchtitan reads",
+    "to-hf": "the weights of a checkpoint, ours or torch's, into a model folder that "
+    "transformers loads",
+    "from-hf": "a Hugging Face model folder into a checkpoint of weights",
+}
+_RUN_FLAGS = (
+    "takes all flags of torchtitan_cpp.train besides: the optimizer and schedule of "
+    "the run, which torchtitan reads from its checkpoints"
+)
+_MODEL_FLAGS = (
+    "takes all flags of torchtitan_cpp.train besides, such as --job.config_file: which "
+    "model it is. Shapes are those of the flavor, or of the run whose "
+    "--training.seq_len is given"
+)
+# Names that torchtitan's scripts have, and ours.
+_TORCHTITAN_FLAGS = {
+    "model_name": "model.name",
+    "model_flavor": "model.flavor",
+    "hf_assets_path": "model.hf_assets_path",
+    "export_dtype": "checkpoint.export_dtype",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, convert, tell; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m torchtitan_cpp.checkpoint.convert", allow_abbrev=False
-    )
-    parser.add_argument("format", choices=("to-dcp", "to-native"))
-    parser.add_argument(
-        "source", help="folder of one checkpoint, of either format: .../step-100"
-    )
-    parser.add_argument(
-        "folder", help="folder of checkpoints; the result is its step-N"
-    )
-    parser.add_argument(
-        "--weights-only", action="store_true", help="leave out all but the weights"
-    )
-    parser.add_argument(
-        "--data-ranks",
-        type=int,
-        default=1,
-        help="to-dcp: data parallel degree of the torchtitan run that is to go on from "
-        "the result (it reads no other; or exclude its dataloader from loading)",
-    )
-    parser.epilog = (
-        "to-dcp takes all flags of torchtitan_cpp.train besides: the optimizer and "
-        "schedule of the run, which torchtitan reads from its checkpoints"
-    )
-    own, flags = parser.parse_known_args(argv)
+    own, flags = _parser().parse_known_args(argv)
+    handler = init_logger(stream=sys.stderr)
     try:
-        if flags and (own.weights_only or own.format == "to-native"):
-            raise ValueError(f"{flags[0]} has no effect here")
-        config = load_config(flags).config
-        print(_convert(own, config))
+        print(_run(own, flags))
     except (ConfigError, ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
+    finally:
+        logger.removeHandler(handler)
     return 0
 
 
-def _convert(own: argparse.Namespace, config: JobConfig) -> str:
-    candidate = inspect_on_all(own.source, _ALONE)
-    manifest = candidate.manifest
-    if manifest.content == "huggingface":
-        raise ValueError(f"{own.source} is a Hugging Face folder")
-    verify(candidate, _ALONE)
-    is_full = manifest.content == "training" and not own.weights_only
-    tensors = {
-        name: stored
-        for name, stored in manifest.tensors.items()
-        if is_full or stored.kind == "model"
+def _run(own: argparse.Namespace, flags: list[str]) -> str:
+    if own.command in ("to-native", "to-dcp"):
+        to_dcp = own.command == "to-dcp"
+        if flags and (own.weights_only or not to_dcp):
+            raise ValueError(f"{flags[0]} has no effect here")
+        return convert_checkpoint(
+            own.source,
+            own.folder,
+            load_config(flags).config,
+            to_dcp=to_dcp,
+            weights_only=own.weights_only,
+            data_ranks=own.data_ranks if to_dcp else 1,
+        )
+    for name, field in _TORCHTITAN_FLAGS.items():
+        value = getattr(own, name, None)
+        flags += [] if value is None else [f"--{field}={value}"]
+    loaded = load_config_of_model(flags)
+    if own.command == "to-hf":
+        return to_hugging_face(own.source, own.result, loaded)
+    return from_hugging_face(own.source, own.result, loaded, format=own.format)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchtitan_cpp.checkpoint.convert",
+        description="Turns a checkpoint into another format, a tensor at a time.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    parsers = {
+        name: commands.add_parser(
+            name, help=text, description=f"{name}: {text}.", allow_abbrev=False
+        )
+        for name, text in _COMMANDS.items()
     }
-    entries = _entries(candidate, list(tensors))
-    settings = None
-    if is_full and own.format == "to-dcp":
-        moments = [name for name, each in tensors.items() if each.kind == "optimizer"]
-        settings = _settings(config, manifest.scalars, moments, own.data_ranks)
-    request = SaveRequest(
-        folder=own.folder,
-        step=manifest.step,
-        content="training" if is_full else "model",
-        format="dcp" if own.format == "to-dcp" else "native",
-        export_dtype=None,
-        parent="",
-        config_hash=manifest.config_hash,
-        adapter=None,
-        fault_hook=None,
-        converted=manifest if is_full else replace(manifest, gathered={}),
-    )
-    state = TrainingState(
-        tensors=entries,
-        scalars=manifest.scalars if is_full else {},
-        torch_settings=settings,
-    )
-    save_checkpoint(request, state, _ALONE)
-    told = f"{own.folder}/step-{manifest.step}"
-    if is_full and own.format == "to-native" and candidate.is_foreign:
-        told += (
-            ": has no position in the data; continue from it with "
-            "--checkpoint.exclude_from_loading=dataloader,rng"
+    for name in ("to-native", "to-dcp"):
+        command = parsers[name]
+        command.add_argument(
+            "source", help="folder of one checkpoint, of either format: .../step-100"
         )
-    return told
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StoredEntry(TensorEntry):
-    """A whole tensor that is read when it is written."""
-
-    read: Callable[[], torch.Tensor]
-
-    def numbers(self) -> torch.Tensor:
-        return self.read()
-
-
-def _entries(candidate: Candidate, names: Sequence[str]) -> list[TensorEntry]:
-    reader = candidate.open()
-    progress = _Progress(candidate, names)
-    return [_entry(candidate, name, reader, progress) for name in names]
-
-
-def _entry(
-    candidate: Candidate, name: str, reader: BoxReader, progress: _Progress
-) -> TensorEntry:
-    stored = candidate.manifest.tensors[name]
-    zeros = (0,) * len(stored.shape)
-    dtype = dtype_of(stored.dtype)
-    shared: dict[str, Any] = {
-        "name": name,
-        "kind": stored.kind,
-        "global_shape": stored.shape,
-        "offset": zeros,
-        "size": stored.shape,
-        "is_writer": True,
-    }
-
-    def read() -> torch.Tensor:
-        whole = TensorEntry(local=torch.empty(stored.shape, dtype=dtype), **shared)
-        reader.fill(whole, stored)
-        progress.add(whole.local.nbytes)
-        return whole.local
-
-    return _StoredEntry(
-        local=torch.empty(stored.shape, dtype=dtype, device="meta"), read=read, **shared
+        command.add_argument(
+            "folder", help="folder of checkpoints; the result is its step-N"
+        )
+        command.add_argument(
+            "--weights-only", action="store_true", help="leave out all but the weights"
+        )
+    parsers["to-dcp"].add_argument(
+        "--data-ranks",
+        type=int,
+        default=1,
+        help="data parallel degree of the torchtitan run that is to go on from the "
+        "result (it reads no other; or exclude its dataloader from loading)",
     )
+    parsers["to-dcp"].epilog = f"to-dcp {_RUN_FLAGS}"
+    _add_hugging_face(parsers)
+    return parser
 
 
-class _Progress:
-    """A line for every tenth of the bytes."""
-
-    def __init__(self, candidate: Candidate, names: Sequence[str]) -> None:
-        tensors = [candidate.manifest.tensors[name] for name in names]
-        self._total = sum(
-            dtype_of(stored.dtype).itemsize * torch.Size(stored.shape).numel()
-            for stored in tensors
-        )
-        self._done = 0
-
-    def add(self, num_bytes: int) -> None:
-        before = 10 * self._done // max(self._total, 1)
-        self._done += num_bytes
-        if 10 * self._done // max(self._total, 1) > before:
-            mib = self._done / 2**20, self._total / 2**20
-            print(f"{mib[0]:.1f} of {mib[1]:.1f} MiB", file=sys.stderr)
-
-
-def _settings(
-    config: JobConfig,
-    scalars: Mapping[str, Any],
-    moments: Sequence[str],
-    data_ranks: int,
-) -> TorchSettings:
-    """What the run that this configuration describes would have saved."""
-    kept = {moment.split(".")[1] for moment in moments}
-    kept |= set(scalars.get("optimizer_numbers", {}))
-    if other := sorted(kept - {"exp_avg", "exp_avg_sq", "step"}):
-        raise ValueError(
-            f"to-dcp: {other[0]} is of an optimizer of one's own, whose settings are "
-            "not known; save with checkpoint.format = dcp, or convert --weights-only"
-        )
-    schedule = resolve_lr_schedule(config.lr_scheduler, config.training.steps)
-    peak = config.optimizer.lr
-    rate = peak * lr_factor(int(scalars["lr_scheduler"]["last_epoch"]), schedule)
-    group = {**param_group(config.optimizer), "lr": rate, "initial_lr": peak}
-    names = [moment.removeprefix("optimizer.").partition(".")[2] for moment in moments]
-    return TorchSettings(
-        param_groups=dict.fromkeys(names, group),
-        initial_rates=[peak],
-        rates=[rate],
-        data_ranks=data_ranks,
+def _add_hugging_face(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    to_hf, from_hf = parsers["to-hf"], parsers["from-hf"]
+    to_hf.add_argument("source", help="folder of one checkpoint: .../step-100")
+    to_hf.add_argument("result", help="the model folder to make; needs twice its size")
+    from_hf.add_argument(
+        "source", help="folder with safetensors; float8 weights are dequantized"
+    )
+    from_hf.add_argument(
+        "result",
+        help="the checkpoint to make, for --checkpoint.initial_load_path; as step-0 "
+        "of a checkpoint.folder it is a seed",
+    )
+    from_hf.add_argument(
+        "--format",
+        choices=("native", "dcp"),
+        default="native",
+        help="of the result (default: %(default)s)",
+    )
+    for command in (to_hf, from_hf):
+        command.epilog = f"It {_MODEL_FLAGS}."
+        command.add_argument("--model_name", help="--model.name (default: llama3)")
+        command.add_argument("--model_flavor", help="--model.flavor, such as 8B")
+    to_hf.add_argument(
+        "--hf_assets_path",
+        help="--model.hf_assets_path: the tokenizer, the split into files and the "
+        "tokens that begin and end texts are taken from there",
+    )
+    to_hf.add_argument(
+        "--export_dtype", help="--checkpoint.export_dtype (default: float32)"
     )
 
 

@@ -5,30 +5,39 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.quantized import (
+    FLOAT8,
+    SCALE_SUFFIX,
+    dequantize,
+    pair_scales,
+    read_block_size,
+    touched_blocks,
+)
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
 from torchtitan_cpp.logging import logger
 
 SINGLE_NAME = "model.safetensors"
-MAX_FILE_BYTES = 5 * 10**9
-"""Size at which transformers, too, starts the next file."""
 
 
 class HuggingFaceFolder:
-    """Reads the tensors of a model folder one by one.
+    """Reads boxes of the tensors of a model folder.
 
+    Args:
+        quantized: whether it holds float8 weights with scales, which are then seen as
+            float32; None: either will do.
     Raises:
         FileNotFoundError: if it holds neither an index nor ``model.safetensors``.
-        ValueError: for a bad file, an index whose file names lead out of the folder, or
-            one that does not fit its files.
+        ValueError: for a bad file, an index whose file names lead out of the folder or
+            that does not fit its files, scales that do not fit their weights, or a
+            folder that is not quantized or quantized against ``quantized``.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, quantized: bool | None = None) -> None:
         self.path = path
         self._readers: dict[str, _C.storage.SafetensorsReader] = {}
         self._entries: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
@@ -55,24 +64,75 @@ class HuggingFaceFolder:
         if missing := [name for name in self._file_of if name not in self._entries]:
             name = missing[0]
             raise ValueError(f"{index}: {name} is not in {self._file_of[name]}")
+        self._pair_scales(quantized)
 
     def __iter__(self) -> Iterator[str]:
-        """Names, those of one layer one after the other."""
-        return iter(self._file_of)
+        """Names, those of one layer one after the other; without scales."""
+        return (name for name in self._file_of if name not in self._hidden)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._entries[name][1]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of the numbers that are read."""
+        return torch.float32 if name in self._scales_of else self._entries[name][0]
+
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor, in its stored dtype, on the CPU."""
-        dtype, shape = self._entries[name]
-        out = torch.empty(shape, dtype=dtype)
-        zeros = [0] * len(shape)
+        """The whole tensor, on the CPU."""
+        shape = self.shape(name)
+        return self.read_box(name, offset=[0] * len(shape), size=shape)
+
+    def read_box(
+        self, name: str, *, offset: Sequence[int], size: Sequence[int]
+    ) -> torch.Tensor:
+        """A box of a tensor, on the CPU; nothing else of its data is read.
+
+        Raises:
+            ValueError: for a box outside of the tensor, or scales that are no scales.
+        """
+        if name not in self._scales_of or 0 in size:
+            empty = torch.empty(tuple(size), dtype=self.dtype(name))
+            return empty if 0 in size else self._stored(name, offset, size)
+        scales = self._scales_of[name]
+        low, count = touched_blocks(offset, size, self._block)
+        try:
+            return dequantize(
+                self._stored(name, offset, size),
+                self._stored(scales, low, count),
+                offset=offset,
+                block=self._block,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {scales}: {error}") from None
+
+    def _stored(
+        self, name: str, offset: Sequence[int], size: Sequence[int]
+    ) -> torch.Tensor:
+        out = torch.empty(tuple(size), dtype=self._entries[name][0])
         self._open(self._file_of[name]).read_box(
-            name, out, offset=zeros, size=shape, out_offset=zeros
+            name, out, offset=offset, size=size, out_offset=[0] * len(size)
         )
         return out
+
+    def _pair_scales(self, quantized: bool | None) -> None:
+        is_marked = any(
+            name.endswith(SCALE_SUFFIX) or dtype == FLOAT8
+            for name, (dtype, _) in self._entries.items()
+        )
+        self._block = read_block_size(self.path) if is_marked else (1, 1)
+        self._scales_of = pair_scales(self.path, self._entries, self._block)
+        self._hidden = frozenset(self._scales_of.values())
+        if quantized is False and self._scales_of:
+            raise ValueError(
+                f"{self.path}: {next(iter(self._scales_of))} is quantized to float8; "
+                "set checkpoint.initial_load_in_hf_quantized"
+            )
+        if quantized and not self._scales_of:
+            raise ValueError(
+                f"{self.path}: holds no float8 weights with scales; leave out "
+                "checkpoint.initial_load_in_hf_quantized"
+            )
 
     def _open(self, file: str) -> _C.storage.SafetensorsReader:
         if file not in self._readers:
@@ -92,102 +152,6 @@ def by_layer(names: Iterable[str]) -> list[list[str]]:
         key = f"{match.group(1)}.{match.group(2)}." if match else name
         groups.setdefault(key, []).append(name)
     return list(groups.values())
-
-
-class HuggingFaceWriter:
-    """Writes tensors, as they come, into the files of a model folder.
-
-    Files are split at ``max_file_bytes``, or as ``file_of`` says (name to number from
-    1). A file is written when it is complete, so about one file is held in memory.
-    """
-
-    def __init__(
-        self,
-        folder: str,
-        *,
-        file_of: Mapping[str, int] | None = None,
-        max_file_bytes: int = MAX_FILE_BYTES,
-    ) -> None:
-        self._folder = folder
-        self._file_of = file_of
-        self._expected = Counter((file_of or {}).values())  # tensors by file number
-        self._max_file_bytes = max_file_bytes
-        self._seen: set[str] = set()
-        self._waiting: dict[int, dict[str, torch.Tensor]] = {}
-        self._names: dict[int, list[str]] = {}  # of written files
-        self._total_bytes = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take a tensor; raises ValueError for a name given twice or not foreseen."""
-        if name in self._seen:
-            raise ValueError(f"{name}: written twice")
-        self._seen.add(name)
-        self._total_bytes += tensor.nbytes
-        if self._file_of is None:
-            number = len(self._names) + 1
-            held = self._waiting.setdefault(number, {})
-            if held and _nbytes(held) + tensor.nbytes > self._max_file_bytes:
-                self._write(number)
-                held = self._waiting.setdefault(number + 1, {})
-            held[name] = tensor
-            return
-        if name not in self._file_of:
-            raise ValueError(f"{name}: not in the index of the original model folder")
-        number = self._file_of[name]
-        held = self._waiting.setdefault(number, {})
-        held[name] = tensor
-        if len(held) == self._expected[number]:
-            self._write(number)
-
-    def finish(self) -> list[str]:
-        """Write what is left and the index; returns the names of all files."""
-        for number in sorted(self._waiting):
-            self._write(number)
-        numbers = sorted(self._names)
-        if not numbers:
-            raise ValueError("a model folder needs at least one tensor")
-        if numbers == [1]:
-            os.rename(self._path(_part_name(1)), self._path(SINGLE_NAME))
-            return [SINGLE_NAME]
-        count = max(numbers)
-        weight_map: dict[str, str] = {}
-        for number in numbers:
-            final = f"model-{number:05d}-of-{count:05d}.safetensors"
-            os.rename(self._path(_part_name(number)), self._path(final))
-            weight_map.update(dict.fromkeys(self._names[number], final))
-        index = {
-            "metadata": {"total_size": self._total_bytes},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        _C.storage.write_text(
-            self._path(INDEX_NAME), json.dumps(index, indent=2) + "\n"
-        )
-        return [*dict.fromkeys(weight_map.values()), INDEX_NAME]
-
-    def _write(self, number: int) -> None:
-        tensors = self._waiting.pop(number)
-        ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-        writer = _C.storage.SafetensorsWriter(
-            self._path(_part_name(number)),
-            [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered],
-            metadata={"format": "pt"},
-        )
-        for name, tensor in ordered:
-            writer.append(name, tensor.contiguous())
-        writer.finish()
-        self._names[number] = list(tensors)
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._folder, name)
-
-
-def _part_name(number: int) -> str:
-    """Of a file while the number of files is not known yet."""
-    return f"part-{number:05d}.safetensors"
-
-
-def _nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _read_weight_map(path: str) -> dict[str, str]:

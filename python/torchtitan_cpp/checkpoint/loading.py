@@ -6,10 +6,15 @@ from collections.abc import Set
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.agreement import all_agree, all_valid
-from torchtitan_cpp.checkpoint.conversion import import_weights
+from torchtitan_cpp.checkpoint.conversion import (
+    WeightSource,
+    check_shapes,
+    fill_entries,
+    open_source,
+)
 from torchtitan_cpp.checkpoint.manifest import Manifest
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
-from torchtitan_cpp.checkpoint.selection import Candidate
+from torchtitan_cpp.checkpoint.selection import Candidate, verify_weights
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
     Ranks,
@@ -82,29 +87,42 @@ def read_checkpoint(
 
 
 def read_hugging_face(
-    path: str, adapter: BaseStateDictAdapter, state: TrainingState, ranks: Ranks
+    path: str,
+    adapter: BaseStateDictAdapter,
+    state: TrainingState,
+    ranks: Ranks,
+    *,
+    quantized: bool | None = None,
 ) -> LoadedState:
     """Fill the weights from a Hugging Face folder, cast where needed. Collective.
 
-    Buffers that it does not hold keep their initial values.
+    Buffers that it does not hold keep their initial values. A folder that this package
+    wrote is compared with its checksums first.
 
+    Args:
+        quantized: as ``HuggingFaceFolder`` has it.
     Raises:
         ValueError: on all ranks: the folder is bad, or names or shapes differ.
+        CheckpointError: on all ranks: a file of weights is not what was written.
     """
     entries = [entry for entry in state.tensors if entry.kind == "model"]
     names = {entry.name for entry in entries}
-    found: list[str] = []
-
     buffers = {entry.name for entry in entries if entry.is_buffer}
+    sources: list[WeightSource] = []
 
-    def fill() -> None:
-        found.extend(import_weights(path, adapter, entries))
-        check_missing(path, names - buffers, found)
+    def look() -> None:
+        source = open_source(path, adapter, quantized=quantized)
+        check_missing(path, names - buffers, source.heads)
+        check_shapes(path, source, entries)
+        sources.append(source)
 
-    all_valid(ranks, f"loading {path}", fill)
+    all_valid(ranks, f"loading {path}", look)
+    found = list(sources[0].heads)
+    check_unexpected(ranks, path, names, found)
+    verify_weights(path, ranks)
+    all_valid(ranks, f"loading {path}", lambda: fill_entries(sources[0], entries))
     if ranks.rank == 0 and (kept := sorted(buffers - set(found))):
         logger.info(f"{path} does not hold {', '.join(kept)}: as initialized")
-    check_unexpected(ranks, path, names, found)
     return LoadedState(step=0, path=path, scalars={}, gathered={})
 
 

@@ -14,21 +14,24 @@ from torchtitan_cpp.checkpoint.agreement import (
     on_first_rank,
 )
 from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
+from torchtitan_cpp.checkpoint.exporting import check_exportable
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import Content
-from torchtitan_cpp.checkpoint.names import nearest
+from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
 from torchtitan_cpp.checkpoint.state import LoadedState, Ranks, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
+from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
 
-_EXPORT_DTYPES = {
+EXPORT_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
+"""By ``checkpoint.export_dtype``."""
 
 
 class CheckpointManager:
@@ -102,7 +105,7 @@ class CheckpointManager:
             CheckpointError: on all ranks, if any rank failed or saving is forbidden.
         """
         if last_step and self._settings.last_save_model_only:
-            dtype = _EXPORT_DTYPES[self._settings.export_dtype]
+            dtype = EXPORT_DTYPES[self._settings.export_dtype]
             in_hf = self._settings.last_save_in_hf
             return self._save(step, state, "huggingface" if in_hf else "model", dtype)
         return self._save(step, state, "training", None)
@@ -138,6 +141,7 @@ class CheckpointManager:
         if not self._settings.enable:
             return None
         wanted = self._wanted(state)
+        self._check_last_save(state)
         load_step = self._settings.load_step
         paths = choose_paths(self.folder, load_step, wanted, self._ranks)
         for path in paths:
@@ -230,7 +234,23 @@ class CheckpointManager:
                     "or model.hf_assets_path"
                 )
             assert self._adapter is not None  # checked with the settings
-            loaded = read_hugging_face(path, self._adapter, state, self._ranks)
+            folder = path
+            if not on_first_rank(self._ranks, path, lambda: os.path.isdir(folder)):
+                raise MissingPathError(
+                    f"{path} is no folder: expected Hugging Face weights"
+                )
+            if "model" not in wanted:
+                raise ValueError(
+                    "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "
+                    "but the model"
+                )
+            loaded = read_hugging_face(
+                path,
+                self._adapter,
+                state,
+                self._ranks,
+                quantized=settings.initial_load_in_hf_quantized,
+            )
             self._tell(f"Loaded the weights in {path}")
             return loaded
         if path is None:
@@ -266,6 +286,16 @@ class CheckpointManager:
                     f"{', '.join(state.parts)}"
                 )
         return frozenset(state.parts) - frozenset(excluded)
+
+    def _check_last_save(self, state: TrainingState) -> None:
+        """Names that the adapter does not know are told before the training."""
+        adapter = self._adapter
+        if self._settings.last_save_in_hf and adapter is not None:
+            all_valid(
+                self._ranks,
+                "checkpoint.last_save_in_hf",
+                lambda: check_exportable(state.tensors, adapter),
+            )
 
     def _tell(self, text: str) -> None:
         if self._ranks.rank == 0:

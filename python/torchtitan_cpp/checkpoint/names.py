@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from torchtitan_cpp.checkpoint.agreement import all_agree
+from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.state import Ranks
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (nearest: x)``, or an empty text when nothing is similar."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" (nearest: {matches[0]})" if matches else ""
 
 
 def check_missing(
     source: str, wanted: Collection[str], stored: Collection[str]
 ) -> None:
     """Raise ValueError if something wanted is not stored."""
-    missing = [name for name in wanted if name not in stored]
+    missing = sorted(name for name in wanted if name not in stored)
     if not missing:
         return
     unused = [name for name in stored if name not in wanted] or stored

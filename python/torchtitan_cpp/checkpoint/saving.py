@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,18 +19,19 @@ from torchtitan_cpp.checkpoint.agreement import (
     on_first_rank,
     to_json,
 )
-from torchtitan_cpp.checkpoint.conversion import export_weights
 from torchtitan_cpp.checkpoint.dcp import (
     report_settings,
     write_dcp_shard,
     write_metadata,
 )
+from torchtitan_cpp.checkpoint.exporting import ExportedFile, plan_export, write_index
 from torchtitan_cpp.checkpoint.manifest import (
     Content,
     Manifest,
     StoredFile,
     parse_manifest,
 )
+from torchtitan_cpp.checkpoint.model_folder import write_model_files
 from torchtitan_cpp.checkpoint.shards import ShardReader, collect_shards, write_shard
 from torchtitan_cpp.checkpoint.state import Json, Ranks, TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
@@ -81,8 +82,15 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
     try:
         reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
         all_agree(ranks, what, lambda: _check_written(request, state, reports))
+        exported: list[Any] = []
+        if request.content == "huggingface":
+            exported = all_agree(
+                ranks, what, lambda: _export(request, staging, reports, ranks)
+            )
         on_first_rank(
-            ranks, what, lambda: _publish(request, state, staging, reports, ranks)
+            ranks,
+            what,
+            lambda: _publish(request, state, staging, reports, exported, ranks),
         )
     except CheckpointError:
         if ranks.rank == 0 and os.path.isdir(staging.path):
@@ -150,11 +158,54 @@ def _check_written(
             raise ValueError(f"{entry.name}: no rank is its writer")
 
 
+def _plan_export(
+    request: SaveRequest,
+    staging: _Staging,
+    reports: Sequence[Mapping[str, Any]],
+) -> list[ExportedFile]:
+    assert request.adapter is not None
+    files, tensors = collect_shards(reports)
+    reader = ShardReader(staging.path, files)
+    return plan_export(tensors, reader, request.adapter, world_size=len(reports))
+
+
+def _export(
+    request: SaveRequest,
+    staging: _Staging,
+    reports: Sequence[Mapping[str, Any]],
+    ranks: Ranks,
+) -> list[dict[str, Json]]:
+    """Every rank: its files of the Hugging Face folder, from the shards of all."""
+    planned = _plan_export(request, staging, reports)
+    own = planned[ranks.rank :: ranks.world_size]
+    return [asdict(file.write(staging.path)) for file in own]
+
+
+def _finish_export(
+    request: SaveRequest,
+    staging: _Staging,
+    reports: Sequence[Mapping[str, Any]],
+    exported: Sequence[Sequence[Mapping[str, Any]]],
+) -> tuple[StoredFile, ...]:
+    """Rank 0: what else belongs to the folder; all its files, without the shards."""
+    assert request.adapter is not None and request.export_dtype is not None
+    weights = [StoredFile(**file) for written in exported for file in written]
+    names = [
+        *write_index(staging.path, _plan_export(request, staging, reports)),
+        *write_model_files(staging.path, request.adapter, request.export_dtype),
+    ]
+    for report in reports:
+        if report["file"] is not None:
+            os.remove(os.path.join(staging.path, report["file"]["name"]))
+    return (*weights, *(_record(staging.path, name) for name in names))
+
+
 def _publish(
     request: SaveRequest,
     state: TrainingState,
     staging: _Staging,
     reports: Sequence[Mapping[str, Any]],
+    exported: Sequence[Sequence[Mapping[str, Any]]],
     ranks: Ranks,
 ) -> str:
     """Rank 0: the manifest, and the rename."""
@@ -172,17 +223,8 @@ def _publish(
     if request.converted is not None:
         gathered = request.converted.gathered
     if request.content == "huggingface":
-        assert request.adapter is not None and request.export_dtype is not None
-        names = export_weights(
-            staging.path,
-            tensors,
-            ShardReader(staging.path, files),
-            request.adapter,
-            dtype=request.export_dtype,
-        )
-        for file in files:
-            os.remove(os.path.join(staging.path, file.name))
-        files, tensors = tuple(_record(staging.path, name) for name in names), {}
+        files = _finish_export(request, staging, reports, exported)
+        tensors = {}
     if _is_dcp(request):
         added = write_metadata(
             staging.path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.agreement import (
@@ -122,6 +122,37 @@ def verify(candidate: Candidate, ranks: Ranks) -> None:
             raise CheckpointError(str(error)) from None
 
     all_agree(ranks, f"loading {candidate.path}", act)
+
+
+def verify_weights(path: str, ranks: Ranks) -> None:
+    """Compare the files of weights of a model folder with the manifest of this package.
+
+    Collective. Without one nothing can be compared; other files may have been edited.
+
+    Raises:
+        CheckpointError: on all ranks, with the file, what was expected and found.
+    """
+
+    def has_manifest() -> bool:
+        return os.path.isfile(os.path.join(path, "manifest.json"))
+
+    if not on_first_rank(ranks, f"loading {path}", has_manifest):
+        return
+    candidate = inspect_on_all(path, ranks)
+    files = candidate.manifest.files
+    weights = tuple(file for file in files if file.name.endswith(".safetensors"))
+    manifest = replace(candidate.manifest, files=weights)
+    verify(replace(candidate, text=manifest.dump(), manifest=manifest), ranks)
+
+
+def newest_model(folder: str) -> str | None:
+    """The checkpoint below ``folder`` that was saved last and holds weights, if any.
+
+    The order is that of ``choose_paths``; folders for Hugging Face will do as well.
+    """
+    listed, _ = _C.storage.list_checkpoints(folder)
+    ordered = _in_order([_complete(found) for found in listed])
+    return next((f.path for f in ordered if f.manifest is not None), None)
 
 
 def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str]]:

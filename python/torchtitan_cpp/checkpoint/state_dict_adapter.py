@@ -6,8 +6,10 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 from torchtitan_cpp.logging import logger
 
@@ -19,10 +21,12 @@ class BaseStateDictAdapter(ABC):
 
     ``to_hf`` and ``from_hf`` are called with whole tensors on the CPU, for one layer at
     a time (all names that hold the same layer number), and for each name without a
-    number by itself; so no more than a layer and a file are in memory.
+    number by itself; so no more than a layer is in memory. Before, to learn names,
+    shapes and dtypes, they are called with tensors on meta (or zeros if that fails).
+    With a ``TableStateDictAdapter`` a rank need not read whole layers.
 
     An adapter may also have a method ``hf_config() -> dict``, whose result is written
-    to ``config.json`` beside exported weights.
+    to ``config.json`` beside exported weights; without it, that of ``hf_assets_path``.
     """
 
     fqn_to_index_mapping: dict[str, int] | None
@@ -53,6 +57,30 @@ class StateDictAdapter(BaseStateDictAdapter):
             self.fqn_to_index_mapping = _file_numbers(path)
         elif hf_assets_path:
             logger.debug(f"{path} does not exist: exported weights are split by size")
+
+
+def try_on_shapes(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    heads: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+) -> dict[str, Any]:
+    """What ``to_hf`` or ``from_hf`` makes of tensors with these shapes and dtypes.
+
+    Raises:
+        ValueError: it refused their names or shapes.
+    """
+
+    def call(device: str) -> dict[str, Any]:
+        return function(
+            {
+                name: torch.zeros(shape, dtype=dtype, device=device)
+                for name, (shape, dtype) in heads.items()
+            }
+        )
+
+    try:
+        return call("meta")
+    except (RuntimeError, TypeError):  # what it does is not possible without numbers
+        return call("cpu")
 
 
 def _file_numbers(path: str) -> dict[str, int]:

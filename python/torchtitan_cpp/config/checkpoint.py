@@ -35,7 +35,7 @@ class Checkpoint:
     initial_load_in_hf: bool = False
     """Start from Hugging Face files, in initial_load_path or model.hf_assets_path."""
     initial_load_in_hf_quantized: bool = False
-    """The Hugging Face files hold quantized weights: dequantize them."""
+    """The Hugging Face files hold float8 weights with scales: dequantize them."""
     last_save_model_only: bool = True
     """Save only the weights at the last step; such a checkpoint cannot be resumed."""
     last_save_in_hf: bool = False

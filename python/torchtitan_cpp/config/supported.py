@@ -49,16 +49,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint='set "disabled"',
     ),
     Missing(
-        field="checkpoint.initial_load_in_hf_quantized",
-        needed=lambda c: (
-            c.checkpoint.enable
-            and c.checkpoint.initial_load_in_hf
-            and c.checkpoint.initial_load_in_hf_quantized
-        ),
-        what="reading quantized Hugging Face weights",
-        hint="set false",
-    ),
-    Missing(
         field="memory_estimation.enable",
         needed=lambda c: c.memory_estimation.enable,
         what="estimation of memory by running on fake tensors",

@@ -138,7 +138,7 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
     if stop_ids is None:
-        stop_ids = loaded.stop_ids if loaded else _end_of_text(tokenizer)
+        stop_ids = loaded.stop_ids if loaded else end_of_text(tokenizer)
     seed = secrets.randbits(63) if seed is None else seed
     sampler = _C.generation.Sampler(
         rows, temperature=temperature, top_k=top_k, seed=seed % 2**64
@@ -261,6 +261,7 @@ def _token_rows(prompts: Prompts, tokenizer: Any) -> list[list[int]]:
     return rows
 
 
-def _end_of_text(tokenizer: Any) -> frozenset[int]:
+def end_of_text(tokenizer: Any) -> frozenset[int]:
+    """The token with which texts of this tokenizer end, if it has one."""
     end = getattr(tokenizer, "eos_id", None)
     return frozenset() if end is None else frozenset({end})

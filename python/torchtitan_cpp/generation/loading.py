@@ -19,14 +19,13 @@ from torchtitan_cpp.checkpoint.dcp import is_foreign
 from torchtitan_cpp.checkpoint.hugging_face import SINGLE_NAME
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import parse_manifest
-from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify
+from torchtitan_cpp.checkpoint.selection import inspect_on_all, newest_model, verify
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
-from torchtitan_cpp.config import JobConfig, Parallelism, load_config
-from torchtitan_cpp.config.problems import did_you_mean
-from torchtitan_cpp.custom_import import import_custom_code
+from torchtitan_cpp.config import JobConfig, Parallelism
 from torchtitan_cpp.errors import MissingPathError
-from torchtitan_cpp.generation.generate import LoadedModel
+from torchtitan_cpp.generation.generate import LoadedModel, end_of_text
 from torchtitan_cpp.logging import logger
+from torchtitan_cpp.model_choice import load_config_of_model
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.initial_values import default_dtype, make_whole
 from torchtitan_cpp.rank_thread import turn
@@ -68,18 +67,9 @@ def read_model_config(flags: Sequence[str]) -> JobConfig:
     Raises:
         ValueError: for a bad configuration.
     """
-    loaded = load_config(flags)
-    import_custom_code(loaded)
-    model = loaded.config.model
-    flavors = list(get_train_spec(model.name).model_args)
-    if model.flavor not in flavors:
-        hint = did_you_mean(model.flavor, flavors)
-        raise ValueError(
-            f"{loaded.origin('model.flavor')}: model.flavor: expected one of "
-            f"{', '.join(flavors)}, found {model.flavor!r}" + (hint and f"; {hint}")
-        )
+    config = load_config_of_model(flags).config
     # Ranks are processes, whatever a training's were.
-    return replace(loaded.config, comm=replace(loaded.config.comm, mode="default"))
+    return replace(config, comm=replace(config.comm, mode="default"))
 
 
 def divided_by_tensor_axis(config: JobConfig, *, ranks: int) -> JobConfig:
@@ -215,14 +205,9 @@ def _find(folder: str) -> dict[str, Any]:
     """The checkpoint in a folder, or the last one saved below it."""
     kind = _kind(folder)
     if kind is None and os.path.isdir(folder):
-        checkpoints, _ = _C.storage.list_checkpoints(folder)
-        sound = [
-            found.path
-            for found in checkpoints
-            if found.manifest is not None or is_foreign(found.path)
-        ]
-        if sound:
-            folder, kind = sound[0], _kind(sound[0])
+        newest = newest_model(folder)
+        if newest is not None:
+            folder, kind = newest, _kind(newest)
     missing = ""
     if not os.path.isdir(folder):
         missing = f"{folder} is no folder: expected a checkpoint"
@@ -260,5 +245,4 @@ def _stop_ids(folders: Sequence[str], tokenizer: Any) -> frozenset[int]:
             given = json.load(file).get("eos_token_id")
         if given is not None:
             return frozenset(given if isinstance(given, list) else [given])
-    end = getattr(tokenizer, "eos_id", None)
-    return frozenset() if end is None else frozenset({end})
+    return end_of_text(tokenizer)

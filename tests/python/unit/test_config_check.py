@@ -45,14 +45,6 @@ UNSUPPORTED = {
         ["--checkpoint.enable", "--checkpoint.async_mode=async"],
         ["--checkpoint.async_mode=async_with_pinned_mem"],
     ),
-    "checkpoint.initial_load_in_hf_quantized": (
-        [
-            "--checkpoint.enable",
-            "--checkpoint.initial_load_in_hf",
-            "--checkpoint.initial_load_in_hf_quantized",
-        ],
-        ["--checkpoint.initial_load_in_hf_quantized"],
-    ),
     "memory_estimation.enable": (
         ["--memory_estimation.enable"],
         ["--memory_estimation.disable_fake_mode"],

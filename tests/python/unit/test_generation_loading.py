@@ -106,6 +106,18 @@ def test_the_last_checkpoint_of_a_run_is_found_by_its_flags(
     assert load_model(str(tmp_path / "checkpoint"), flags=FLAGS).path == str(last)
 
 
+def test_among_folders_of_torch_the_last_step_is_taken_and_what_is_saved_later(
+    small: TransformerModelArgs, tmp_path: Path
+) -> None:
+    model, run = make_model(small), tmp_path / "checkpoint"
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    for step in (30, 4):
+        dcp.save(weights, checkpoint_id=run / f"step-{step}", no_dist=True)
+        assert load_model(str(run), flags=FLAGS).path == str(run / "step-30")
+    later = save(tmp_path, model, step=2, in_hf=True)
+    assert load_model(str(run), flags=FLAGS).path == str(later)
+
+
 def test_hugging_face_folders_load_with_their_stop_tokens(
     small: TransformerModelArgs, tmp_path: Path
 ) -> None:

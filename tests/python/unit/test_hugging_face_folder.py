@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from torchtitan_cpp.checkpoint import HuggingFaceFolder
-from torchtitan_cpp.checkpoint.hugging_face import HuggingFaceWriter, by_layer
+from torchtitan_cpp.checkpoint.exporting import (
+    ExportedTensor,
+    split_by_size,
+    write_index,
+)
+from torchtitan_cpp.checkpoint.hugging_face import by_layer
 
 
 def tensors() -> dict[str, torch.Tensor]:
     return {f"model.layers.{i}.w": torch.full((10,), float(i)) for i in range(5)}
 
 
-def write(folder: Path, **kwargs: Any) -> list[str]:
+def write(folder: Path, **sizes: int) -> list[str]:
     folder.mkdir()
-    writer = HuggingFaceWriter(str(folder), **kwargs)
-    for name, tensor in tensors().items():
-        writer.add(name, tensor)
-    return writer.finish()
+    exported = [
+        ExportedTensor(
+            name=name, dtype=t.dtype, shape=tuple(t.shape), read=partial(t.clone)
+        )
+        for name, t in tensors().items()
+    ]
+    files = split_by_size(exported, **{"world_size": 1, "min_share_bytes": 0} | sizes)
+    records = [file.write(str(folder)) for file in files]
+    return [record.name for record in records] + write_index(str(folder), files)
 
 
 def read_all(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,17 +49,18 @@ def test_a_small_model_is_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "num_files"),
+    ("sizes", "num_files"),
     [
         ({"max_file_bytes": 80}, 3),
         ({"max_file_bytes": 10}, 5),
-        ({"file_of": {f"model.layers.{i}.w": 2 - i % 2 for i in range(6)}}, 2),
+        ({"world_size": 2}, 3),  # shares of 100 bytes, tensors of 40
+        ({"world_size": 4, "min_share_bytes": 160}, 2),
     ],
 )
 def test_a_large_model_is_split_and_indexed(
-    split: dict[str, Any], num_files: int, tmp_path: Path
+    sizes: dict[str, int], num_files: int, tmp_path: Path
 ) -> None:
-    names = write(tmp_path / "m", **split)
+    names = write(tmp_path / "m", **sizes)
     files = [
         f"model-{i:05d}-of-{num_files:05d}.safetensors" for i in range(1, num_files + 1)
     ]
@@ -60,15 +71,6 @@ def test_a_large_model_is_split_and_indexed(
     assert index["weight_map"].keys() == tensors().keys()
     loaded = read_all(tmp_path / "m")
     assert all(torch.equal(loaded[n], t) for n, t in tensors().items())
-
-
-def test_a_tensor_is_taken_once_and_only_if_it_was_foreseen(tmp_path: Path) -> None:
-    writer = HuggingFaceWriter(str(tmp_path), file_of={"a": 1})
-    writer.add("a", torch.zeros(1))
-    with pytest.raises(ValueError, match="a: written twice"):
-        writer.add("a", torch.zeros(1))
-    with pytest.raises(ValueError, match="b: not in the index"):
-        writer.add("b", torch.zeros(1))
 
 
 @pytest.mark.parametrize(
