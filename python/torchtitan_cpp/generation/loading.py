@@ -26,12 +26,12 @@ from torchtitan_cpp.config.problems import did_you_mean
 from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.generation.generate import LoadedModel
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.initial_values import default_dtype, make_whole
 from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.train_spec import TrainSpec, get_train_spec
-from torchtitan_cpp.training_state import GroupRanks
 from torchtitan_cpp.world import World, build_world
 
 _MANIFEST = "manifest.json"

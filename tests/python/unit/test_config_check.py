@@ -41,10 +41,6 @@ UNSUPPORTED = {
             "--parallelism.expert_parallel_comm_backend=deepep",
         ],
     ),
-    "checkpoint.async_mode": (
-        ["--checkpoint.enable", "--checkpoint.async_mode=async"],
-        ["--checkpoint.async_mode=async_with_pinned_mem"],
-    ),
     "checkpoint.initial_load_in_hf_quantized": (
         [
             "--checkpoint.enable",
