@@ -11,6 +11,8 @@ from torchtitan_cpp.parallel import CollectiveError, Distributed, Group, Handle
 from torchtitan_cpp.rank_thread import RankThread
 from torchtitan_cpp.world import World
 
+_GIVEN_UP = "given up, as a rank was lost"
+
 
 class GroupRanks:
     """All ranks of the run, for the checkpoint manager.
@@ -58,10 +60,13 @@ class BackgroundRanks:
         pause = 0.001
         while not handle.completed():
             if self._distributed.rank_lost:
-                raise CollectiveError("given up, as a rank was lost")
+                raise CollectiveError(_GIVEN_UP)
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        handle.wait()
+        try:
+            handle.wait()
+        except CollectiveError as error:  # such as of a closed connection
+            raise CollectiveError(_GIVEN_UP) from error
 
 
 def _all_gather(

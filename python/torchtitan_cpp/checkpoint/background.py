@@ -126,6 +126,9 @@ class BackgroundSaves:
                 if ranks.rank == 0:
                     logger.error(f"The save in the background failed: {error}")
                 raise
+            except Exception as error:  # such as a rank that was lost
+                logger.error(f"{path} is not saved: {error}")
+                raise
 
         self._path = path
         self._task.start(act)

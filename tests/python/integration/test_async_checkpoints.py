@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from training_runs import assert_same_tensors, read_checkpoint, run
+
+from torchtitan_cpp.parallel import EXIT_RANK_LOST
 
 SAVING = (
     "--checkpoint.enable",
@@ -55,6 +58,22 @@ def test_a_save_that_fails_beside_the_steps_ends_all_ranks_with_its_error(
         assert "step-2: rank 0: " in output
         assert "No space left on device" in output
     assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_a_run_that_fails_lets_the_save_beside_it_end(tmp_path: Path) -> None:
+    ended = run(
+        tmp_path, *SAVING, ASYNC, ranks=2, trainer="failing_beside_save", fails=True
+    )
+    assert ended.exit_codes == [EXIT_RANK_LOST, 1], ended.output
+    assert "the disk of rank one is full" in ended.outputs[0]
+    assert (tmp_path / "checkpoint" / "step-2" / "manifest.json").exists()
+
+
+def test_a_save_that_loses_a_rank_is_given_up_and_told(tmp_path: Path) -> None:
+    ended = run(tmp_path, *SAVING, ASYNC, ranks=2, trainer="dying_save", fails=True)
+    assert ended.exit_codes == [EXIT_RANK_LOST, -signal.SIGKILL], ended.output
+    assert "step-2 is not saved: given up, as a rank was lost" in ended.outputs[0]
+    assert not (tmp_path / "checkpoint" / "step-2").exists()
 
 
 def test_a_hugging_face_folder_is_written_at_the_end_of_an_async_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -181,6 +182,24 @@ class FailingSaveTrainer(Trainer):
             raise OSError(28, "No space left on device")
 
 
+class DyingSaveTrainer(Trainer):
+    """Rank 1 dies in the background, when the save of step 2 begins."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        if self.world.rank == 1:
+            ranks: Any = self.checkpointer._saves._ranks
+            ranks.all_gather_bytes = lambda data: os.kill(os.getpid(), signal.SIGKILL)
+        super().train_step(microbatches)
+
+
+class FailingBesideSaveTrainer(FailingTrainer):
+    """The save of step 2 is being published for longer than rank 1 lives."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        self.checkpointer._fault_hook = SlowSavingTrainer.take_time
+        super().train_step(microbatches)
+
+
 TRAINERS: dict[str, type[Trainer]] = {
     "plain": Trainer,
     "dumping": DumpingTrainer,
@@ -193,6 +212,8 @@ TRAINERS: dict[str, type[Trainer]] = {
     "slow_saving": SlowSavingTrainer,
     "held_saving": HeldSavingTrainer,
     "failing_save": FailingSaveTrainer,
+    "dying_save": DyingSaveTrainer,
+    "failing_beside_save": FailingBesideSaveTrainer,
 }
 
 
