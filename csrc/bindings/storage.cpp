@@ -2,6 +2,7 @@
 
 #include "bindings/module.h"
 #include "storage/commit.h"
+#include "storage/hashed_file.h"
 #include "storage/safetensors_file.h"
 
 namespace torchtitan::bindings {
@@ -129,6 +130,36 @@ void bind_safetensors(py::module_& module) {
           Released(), "Make the file durable; returns its size in bytes and SHA-256.");
 }
 
+void bind_hashed_file(py::module_& module) {
+  py::class_<HashedFile>(module, "HashedFile",
+                         "A new file, hashed while it is written.")
+      .def(py::init<const std::string&>(), Released(), py::arg("path"),
+           "Raises OSError, also if there is one.")
+      .def_property_readonly("num_bytes", &HashedFile::num_bytes, "Written so far.")
+      .def(
+          "write",
+          [](HashedFile& file, const py::bytes& data) {
+            const std::string_view view = data;
+            const py::gil_scoped_release released;
+            file.write(std::as_bytes(std::span(view)));
+          },
+          py::arg("data"), "Append.")
+      .def(
+          "write_tensor",
+          [](HashedFile& file, const at::Tensor& data) {
+            return file.write_with_crc(memory_of(data, data.scalar_type()));
+          },
+          Released(), py::arg("data"),
+          "Append the data of a contiguous CPU tensor; returns their CRC-32.")
+      .def(
+          "finish",
+          [](HashedFile& file) {
+            const FileRecord record = file.finish();
+            return std::tuple(record.size_bytes, record.sha256);
+          },
+          Released(), "Make the file durable; returns its size in bytes and SHA-256.");
+}
+
 std::optional<std::string> manifest_text(const FoundCheckpoint& found) {
   if (!found.manifest) return std::nullopt;
   return dump_manifest(*found.manifest);
@@ -215,6 +246,7 @@ void bind_storage(py::module_ module) {
     }
   });
   bind_safetensors(module);
+  bind_hashed_file(module);
   bind_commit(module);
   module.def(
       "dtype_name",

@@ -133,20 +133,14 @@ void SafetensorsReader::read_box(const std::string& name, const Box& box,
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
                                      std::vector<TensorSpec> tensors,
                                      const std::map<std::string, std::string>& metadata)
-    : file_(File::create(path)), tensors_(std::move(tensors)) {
+    : file_(path), tensors_(std::move(tensors)) {
   const std::string header = safetensors_header(tensors_, metadata);
   std::array<std::byte, kLengthBytes> length;
   for (size_t i = 0; i < length.size(); ++i) {
     length[i] = static_cast<std::byte>(header.size() >> (8 * i));
   }
-  write(length);
-  write(std::as_bytes(std::span(header)));
-}
-
-void SafetensorsWriter::write(std::span<const std::byte> data) {
-  hash_.update(data);
-  file_.write(data);
-  num_bytes_ += static_cast<int64_t>(data.size());
+  file_.write(length);
+  file_.write(std::as_bytes(std::span(header)));
 }
 
 void SafetensorsWriter::append(const std::string& name,
@@ -158,16 +152,14 @@ void SafetensorsWriter::append(const std::string& name,
   const int64_t expected = size_in_bytes(tensors_[next_]);
   check_value(static_cast<int64_t>(data.size()) == expected, file_.path(),
               ": tensor \"", name, "\" takes ", expected, " bytes, got ", data.size());
-  write(data);
+  file_.write(data);
   ++next_;
 }
 
 FileRecord SafetensorsWriter::finish() {
   check_value(next_ == tensors_.size(), file_.path(), ": ", tensors_.size() - next_,
               " tensors were not written");
-  file_.sync();
-  const std::string& path = file_.path();
-  return {path.substr(path.rfind('/') + 1), num_bytes_, hash_.finish()};
+  return file_.finish();
 }
 
 }  // namespace torchtitan::storage

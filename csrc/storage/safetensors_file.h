@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "storage/box.h"
-#include "storage/checksum.h"
 #include "storage/file.h"
+#include "storage/hashed_file.h"
 #include "storage/safetensors.h"
 
 namespace torchtitan::storage {
@@ -66,13 +66,9 @@ class SafetensorsWriter {
   FileRecord finish();
 
  private:
-  void write(std::span<const std::byte> data);
-
-  File file_;
+  HashedFile file_;
   std::vector<TensorSpec> tensors_;
   size_t next_ = 0;
-  int64_t num_bytes_ = 0;
-  Sha256 hash_;
 };
 
 }  // namespace torchtitan::storage

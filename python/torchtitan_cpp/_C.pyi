@@ -1070,6 +1070,20 @@ class storage:
         def manifest(self) -> str | None:
             """JSON text; None when there is a problem."""
 
+    class HashedFile:
+        """A new file, hashed while it is written."""
+        def __init__(self, path: str) -> None:
+            """Raises OSError, also if there is one."""
+        @property
+        def num_bytes(self) -> int:
+            """Written so far."""
+        def write(self, data: bytes) -> None:
+            """Append."""
+        def write_tensor(self, data: torch.Tensor) -> int:
+            """Append the data of a contiguous CPU tensor; returns their CRC-32."""
+        def finish(self) -> tuple[int, str]:
+            """Make the file durable; returns its size in bytes and SHA-256."""
+
     class SafetensorsReader:
         """A safetensors file, its header checked strictly."""
         def __init__(self, path: str) -> None:

@@ -37,6 +37,7 @@ from torchtitan_cpp.local_ranks import (
 )
 
 Group = _C.collectives.Group
+Handle = _C.collectives.Handle
 Heartbeat = _C.collectives.Heartbeat
 Recorder = _C.collectives.Recorder
 Watch = _C.collectives.Watch
@@ -64,6 +65,9 @@ EXIT_RANK_LOST = 75
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """By the device of the tensors."""
+
+_BACKGROUND_SECONDS = 365 * 24 * 3600.0
+"""Deadline of waits that end when a rank is lost."""
 
 
 class Distributed:
@@ -96,6 +100,7 @@ class Distributed:
         self._heartbeat_seconds = 0.0
         # None where this rank is no member.
         self._process_groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+        self._background_watches: list[Watch] = []
         self._closed = False
 
     def _join(self, backend: str, heartbeat_seconds: float) -> None:
@@ -214,6 +219,26 @@ class Distributed:
         )
         self._process_groups[ranks] = made if self.rank in ranks else None
 
+    def make_background_group(self, name: str) -> Group:
+        """All ranks once more, over Gloo, for a thread beside the step.
+
+        Every process calls this at the same place. Waits in it have no deadline and
+        are not seen by ``watch``; who waits looks at ``rank_lost``.
+        """
+        if self._environment is None:
+            return Group(name)
+        process_group = dist.new_group(
+            timeout=timedelta(seconds=self.watch.timeout_seconds), backend="gloo"
+        )
+        watch = Watch(timeout_seconds=_BACKGROUND_SECONDS)
+        self._background_watches.append(watch)
+        return c10d_group(process_group, name=name, watch=watch)
+
+    @property
+    def rank_lost(self) -> bool:
+        """Whether all waits have been ended because a rank was lost."""
+        return bool(self.watch.aborted)
+
     def begin_step(self, step: int) -> None:
         """Note the step for messages about ranks that are lost."""
         self.watch.step = step
@@ -288,6 +313,10 @@ class Distributed:
             else:
                 self._heartbeat.leave()
         self.watch.close()
+        for watch in self._background_watches:
+            if failed:
+                watch.abort("the run has ended")
+            watch.close()
         self._process_groups.clear()
         gc.collect()
         if environment is not None and not failed:

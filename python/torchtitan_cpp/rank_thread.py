@@ -78,6 +78,17 @@ class RankThread:
             flight_recorder=self.flight_recorder,
         )
 
+    def make_background_group(self, name: str) -> Group:
+        """As ``Distributed.make_background_group``; a loss ends its operations."""
+        return self._world.group(
+            self.rank, name=name, ranks=list(range(self.world_size))
+        )
+
+    @property
+    def rank_lost(self) -> bool:
+        """Operations say so themselves."""
+        return False
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """See the function ``turn``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 
 import torch
@@ -19,6 +19,7 @@ from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.input_data import (
     Batch,
     batches_of,
@@ -31,17 +32,16 @@ from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.own_optimizers import as_container
+from torchtitan_cpp.parallel import CollectiveError
 from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
 from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
-from torchtitan_cpp.training_state import (
-    GroupRanks,
-    build_checkpointer,
-    collect,
-    load,
-)
+from torchtitan_cpp.training_state import build_checkpointer, collect, load
 from torchtitan_cpp.world import World, build_world
+
+_SECONDS_AFTER_LOSS = 10.0
+"""For a save in the background to end once a rank is lost; most then cannot."""
 
 
 class Trainer:
@@ -163,6 +163,7 @@ class Trainer:
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
         with ExitStack() as stack:
+            stack.enter_context(self.awaiting_save())
             finished_step = stack.enter_context(profile_steps(self))
             progress = stack.enter_context(
                 Progress(
@@ -225,7 +226,24 @@ class Trainer:
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
             with self.world.patiently():
-                self.checkpointer.save(self.step, collect(self), last_step=last_step)
+                self.checkpointer.save(
+                    self.step, collect(self), last_step=last_step, stopping=stopping
+                )
+
+    @contextmanager
+    def awaiting_save(self) -> Iterator[None]:
+        """No end of the run, whatever its reason, cuts off a save in the background."""
+        try:
+            yield
+        except BaseException as error:
+            is_lost = isinstance(error, CollectiveError)
+            with self.world.patiently():
+                self.checkpointer.wait_for_save(
+                    seconds=_SECONDS_AFTER_LOSS if is_lost else float("inf")
+                )
+            raise
+        with self.world.patiently():
+            self.checkpointer.finish()
 
     def _is_last_step(self) -> bool:
         return self.step == self.job_config.training.steps
@@ -235,21 +253,30 @@ class Trainer:
         return self.checkpointer.should_save(self.step, last_step=self._is_last_step())
 
     def should_stop(self) -> bool:
-        """Whether any rank got SIGTERM; the same answer on all ranks."""
-        asked = self.is_asked_to_stop()
+        """Whether any rank got SIGTERM; the same answer on all ranks.
+
+        Raises:
+            CheckpointError: on all ranks: a save in the background has failed.
+        """
+        asked, failed = self._largest_of_ranks(
+            stopping.is_requested(), self.checkpointer.has_failed
+        )
+        if failed:
+            with self.world.patiently():
+                self.checkpointer.finish()
         if asked:
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
-        return asked
+        return bool(asked)
 
     def is_asked_to_stop(self) -> bool:
         """As ``should_stop``, without a word."""
-        return bool(self._largest_of_ranks(float(stopping.is_requested())))
+        return bool(self._largest_of_ranks(float(stopping.is_requested()))[0])
 
-    def _largest_of_ranks(self, value: float) -> float:
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.world.device)
+    def _largest_of_ranks(self, *values: float) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.world.device)
         reduce_max = _C.collectives.ReduceOp.MAX
         self.world.groups["world"].all_reduce(tensor, op=reduce_max).wait()
-        return float(tensor)
+        return tensor.tolist()
 
     def batch_generator(self) -> Iterator[Batch]:
         """Batches of this rank, with the time that each was waited for."""
@@ -288,7 +315,7 @@ class Trainer:
         pipeline = self.model.pipeline
         expected = pipeline.num_microbatches if pipeline else self.accumulation
         lacking = expected - len(microbatches)
-        return not self._largest_of_ranks(float(lacking))
+        return not any(self._largest_of_ranks(lacking))
 
     def to_device(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

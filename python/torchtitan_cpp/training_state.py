@@ -1,4 +1,4 @@
-"""A run's state as checkpoints hold it, and how the ranks talk while saving."""
+"""A run's state as checkpoints hold it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torchtitan_cpp.checkpoint import (
 )
 from torchtitan_cpp.config import config_json
 from torchtitan_cpp.data import DataLoader, merge_data_states
+from torchtitan_cpp.group_ranks import BackgroundRanks, GroupRanks
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.torch_settings import torch_settings
@@ -27,48 +28,18 @@ if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
 
 
-class GroupRanks:
-    """All ranks of the run, for the checkpoint manager.
-
-    A rank that reads or writes may take its time: the others wait for it for as long as
-    it lives. So they talk about CPU tensors, whose waits no library ends.
-    """
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._group = world.groups["world"]
-        self.rank = int(self._group.rank)
-        self.world_size = int(self._group.size)
-
-    def all_gather_bytes(self, data: bytes) -> list[bytes]:
-        """The data of all ranks: their lengths first, then padded to the longest."""
-        with self._world.patiently():
-            return self._all_gather(data)
-
-    def _all_gather(self, data: bytes) -> list[bytes]:
-        mine = torch.tensor([len(data)])
-        lengths = torch.empty(self.world_size, dtype=torch.int64)
-        self._group.all_gather(lengths, mine).wait()
-        sizes = [int(size) for size in lengths]
-        longest = max(sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        if data:
-            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        everything = torch.empty(self.world_size * longest, dtype=torch.uint8)
-        self._group.all_gather(everything, padded).wait()
-        rows = everything.view(self.world_size, longest)
-        return [
-            row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)
-        ]
-
-
 def build_checkpointer(trainer: Trainer) -> CheckpointManager:
     """What saves and loads the state of the run."""
     config, adapter = trainer.job_config, trainer.spec.state_dict_adapter
+    distributed = trainer.world.distributed
+    is_async = config.checkpoint.enable and config.checkpoint.async_mode != "disabled"
     return CheckpointManager(
         config.checkpoint,
         base_folder=config.job.dump_folder,
         ranks=GroupRanks(trainer.world),
+        background_ranks=BackgroundRanks(distributed)
+        if distributed and is_async
+        else None,
         adapter=adapter(trainer.model.args, config.model.hf_assets_path)
         if adapter
         else None,

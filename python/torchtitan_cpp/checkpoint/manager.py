@@ -13,6 +13,7 @@ from torchtitan_cpp.checkpoint.agreement import (
     all_valid,
     on_first_rank,
 )
+from torchtitan_cpp.checkpoint.background import BackgroundSaves
 from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
 from torchtitan_cpp.checkpoint.exporting import check_exportable
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
@@ -20,7 +21,12 @@ from torchtitan_cpp.checkpoint.manifest import Content
 from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
-from torchtitan_cpp.checkpoint.state import LoadedState, Ranks, TrainingState
+from torchtitan_cpp.checkpoint.state import (
+    LoadedState,
+    Ranks,
+    SingleRank,
+    TrainingState,
+)
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.errors import MissingPathError
@@ -41,10 +47,16 @@ class CheckpointManager:
     whole on all ranks or raises the same CheckpointError on all, and then every older
     checkpoint is as it was. See csrc/storage/commit.h for what is on disk.
 
+    With ``async_mode`` a save copies the state and a thread writes the copy, one save
+    at a time; ``has_failed`` and ``finish`` tell how it ended. Whoever saves calls
+    ``finish`` or ``wait_for_save`` before the ranks part.
+
     Args:
         settings: the ``checkpoint`` section.
         base_folder: ``job.dump_folder``.
         ranks: all ranks of the run.
+        background_ranks: the same ranks with connections of their own, for the thread
+            of ``async_mode``; needed there if there are several.
         adapter: of the model family; needed for ``initial_load_in_hf`` and
             ``last_save_in_hf``.
         hf_assets_path: ``model.hf_assets_path``, where ``initial_load_in_hf`` reads
@@ -61,6 +73,7 @@ class CheckpointManager:
         *,
         base_folder: str,
         ranks: Ranks,
+        background_ranks: Ranks | None = None,
         adapter: BaseStateDictAdapter | None = None,
         hf_assets_path: str | None = None,
         config_hash: str = "",
@@ -77,6 +90,43 @@ class CheckpointManager:
         self._parent = ""  # id of the checkpoint that this run goes on from
         self._saved_step: int | None = None
         self._forbidden = ""
+        self._is_async = settings.enable and settings.async_mode != "disabled"
+        if self._is_async and background_ranks is None and ranks.world_size > 1:
+            raise ValueError(
+                "checkpoint.async_mode needs the CheckpointManager's background_ranks"
+            )
+        self._saves = BackgroundSaves(
+            background_ranks or SingleRank(),
+            pinned=settings.async_mode == "async_with_pinned_mem",
+        )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save in the background has failed and nobody was told.
+
+        Ranks see it at different times. Once one does, all call ``finish``.
+        """
+        return self._saves.has_failed
+
+    def finish(self) -> None:
+        """Wait until the save in the background, if any, is durable. Collective.
+
+        Raises:
+            CheckpointError: on all ranks: the error of that save.
+        """
+        try:
+            self._saves.finish()
+        except BaseException:
+            self._saved_step = None
+            raise
+
+    def wait_for_save(self, *, seconds: float = float("inf")) -> None:
+        """Let the save in the background end, but wait at most this long for it.
+
+        For a run that ends with another error: nothing is raised, a save that does not
+        come to its end is told.
+        """
+        self._saves.wait(seconds)
 
     def forbid_saving(self, reason: str) -> None:
         """No save is tried any more: a rank has died, or its numbers are bad."""
@@ -92,23 +142,38 @@ class CheckpointManager:
         is_first = step == 1 and settings.enable_first_step_checkpoint
         return last_step or is_first or step % settings.interval == 0
 
-    def save(self, step: int, state: TrainingState, *, last_step: bool = False) -> str:
+    def save(
+        self,
+        step: int,
+        state: TrainingState,
+        *,
+        last_step: bool = False,
+        stopping: bool = False,
+    ) -> str:
         """Save now, whether due or not; returns the checkpoint's folder, durable.
 
-        A step that this run has just saved or loaded is not saved again.
+        With ``async_mode`` the folder becomes durable later: the state has been copied
+        when this returns. A save that is still under way is waited for first. A step
+        that this run has just saved or loaded is not saved again.
 
         Args:
             last_step: the training is complete: with ``last_save_model_only`` only the
                 weights are saved, cast to ``export_dtype``, and as a Hugging Face
                 folder with ``last_save_in_hf``.
+            stopping: training does not go on for another reason. Like the last step,
+                this one is durable on return: there is nothing to write it beside.
         Raises:
-            CheckpointError: on all ranks, if any rank failed or saving is forbidden.
+            CheckpointError: on all ranks, if any rank failed or saving is forbidden;
+                also if the save before failed in the background.
         """
+        waits = last_step or stopping
         if last_step and self._settings.last_save_model_only:
             dtype = EXPORT_DTYPES[self._settings.export_dtype]
-            in_hf = self._settings.last_save_in_hf
-            return self._save(step, state, "huggingface" if in_hf else "model", dtype)
-        return self._save(step, state, "training", None)
+            content: Content = (
+                "huggingface" if self._settings.last_save_in_hf else "model"
+            )
+            return self._save(step, state, content, dtype, waits=waits)
+        return self._save(step, state, "training", None, waits=waits)
 
     def save_seed(self, state: TrainingState) -> str:
         """Save the initial weights as step 0 (``checkpoint.create_seed_checkpoint``).
@@ -123,7 +188,7 @@ class CheckpointManager:
                 "create_seed_checkpoint expects one rank, found "
                 f"{self._ranks.world_size}"
             )
-        return self._save(0, state, "model", None)
+        return self._save(0, state, "model", None, waits=True)
 
     def load(self, state: TrainingState) -> LoadedState | None:
         """Fill the tensors of ``state`` from the checkpoint that the settings choose.
@@ -179,12 +244,15 @@ class CheckpointManager:
         state: TrainingState,
         content: Content,
         export_dtype: torch.dtype | None,
+        *,
+        waits: bool,
     ) -> str:
         path = os.path.join(self.folder, f"step-{step}")
         if self._forbidden:
             raise CheckpointError(f"{path} is not saved: {self._forbidden}")
         if self._settings.load_only:
             raise CheckpointError(f"{path} is not saved: checkpoint.load_only is set")
+        self.finish()
         if step == self._saved_step:
             return path
         request = SaveRequest(
@@ -198,13 +266,23 @@ class CheckpointManager:
             adapter=self._adapter,
             fault_hook=self._fault_hook,
         )
-        self._parent = save_checkpoint(request, state, self._ranks)
+        if self._is_async and not waits:
+            self._saves.start(
+                path, state, lambda copied, ranks: self._write(request, copied, ranks)
+            )
+        else:
+            self._saves.release()
+            self._write(request, state, self._ranks)
         self._saved_step = step
-        self._tell(f"Saved {path}")
+        return path
+
+    def _write(self, request: SaveRequest, state: TrainingState, ranks: Ranks) -> None:
+        """Write, publish and purge. Runs in the thread of ``async_mode``, too."""
+        self._parent = save_checkpoint(request, state, ranks)
+        self._tell(f"Saved {os.path.join(self.folder, f'step-{request.step}')}")
         if self._settings.keep_latest_k > 0:
             # All wait: deleting may take longer than a step is waited for.
-            on_first_rank(self._ranks, f"purging {self.folder}", self._purge)
-        return path
+            on_first_rank(ranks, f"purging {self.folder}", self._purge)
 
     def _purge(self) -> None:
         """Rank 0; a failure is only told, for the save has succeeded."""

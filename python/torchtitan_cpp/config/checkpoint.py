@@ -43,7 +43,7 @@ class Checkpoint:
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     """Dtype of weights saved alone at the last step."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
-    """Write checkpoints while training goes on."""
+    """Copy the state, then write it while training goes on; but the last save."""
     keep_latest_k: NonNegative = 10
     """Older checkpoints than the latest k are deleted. 0: none is."""
     load_step: NonNegativeOrMinusOne = -1

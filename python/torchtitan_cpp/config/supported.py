@@ -43,12 +43,6 @@ NOT_SUPPORTED_YET: tuple[Missing, ...] = (
         hint="set 1",
     ),
     Missing(
-        field="checkpoint.async_mode",
-        needed=lambda c: c.checkpoint.enable and c.checkpoint.async_mode != "disabled",
-        what="saving while training goes on",
-        hint='set "disabled"',
-    ),
-    Missing(
         field="memory_estimation.enable",
         needed=lambda c: c.memory_estimation.enable,
         what="estimation of memory by running on fake tensors",

@@ -24,13 +24,13 @@ from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
 from torchtitan_cpp.config import JobConfig, Parallelism
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.generation.generate import LoadedModel, end_of_text
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.model_choice import load_config_of_model
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.initial_values import default_dtype, make_whole
 from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.train_spec import TrainSpec, get_train_spec
-from torchtitan_cpp.training_state import GroupRanks
 from torchtitan_cpp.world import World, build_world
 
 _MANIFEST = "manifest.json"

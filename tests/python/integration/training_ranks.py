@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +17,11 @@ from trial_trainers import TRIAL_TRAINERS
 
 from torchtitan_cpp.checkpoint import CheckpointManager
 from torchtitan_cpp.finite import NotFiniteError
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.parallel import Distributed
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
-from torchtitan_cpp.training_state import GroupRanks, collect
+from torchtitan_cpp.training_state import collect
 
 STATE_FOLDER = "dumped"
 """Below job.dump_folder: what DumpingTrainer saw."""
@@ -147,6 +150,57 @@ class SlowSavingTrainer(Trainer):
             time.sleep(2)
 
 
+class HeldSavingTrainer(Trainer):
+    """The save of step 2 is written only once step 4 has changed the weights."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        ranks: Any = self.checkpointer._saves._ranks
+        if self.step == 1:
+            self.gate = threading.Event()
+            self.gather = ranks.all_gather_bytes
+            ranks.all_gather_bytes = self.gather_later
+        super().train_step(microbatches)
+        if self.step == 4:
+            self.gate.set()
+
+    def gather_later(self, data: bytes) -> list[bytes]:
+        assert self.gate.wait(timeout=60)
+        return self.gather(data)
+
+
+class FailingSaveTrainer(Trainer):
+    """Rank 0 cannot publish the checkpoint of step 2; no other rank would end."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        self.checkpointer._fault_hook = self.fail if self.world.rank == 0 else None
+        if self.step > 3:
+            self.checkpointer.wait_for_save()  # so that a step finds it, not the end
+        super().train_step(microbatches)
+
+    @staticmethod
+    def fail(point: str) -> None:
+        if point == "before rename":
+            raise OSError(28, "No space left on device")
+
+
+class DyingSaveTrainer(Trainer):
+    """Rank 1 dies in the background, when the save of step 2 begins."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        if self.world.rank == 1:
+            ranks: Any = self.checkpointer._saves._ranks
+            ranks.all_gather_bytes = lambda data: os.kill(os.getpid(), signal.SIGKILL)
+        super().train_step(microbatches)
+
+
+class FailingBesideSaveTrainer(FailingTrainer):
+    """The save of step 2 is being published for longer than rank 1 lives."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        self.checkpointer._fault_hook = SlowSavingTrainer.take_time
+        super().train_step(microbatches)
+
+
 TRAINERS: dict[str, type[Trainer]] = {
     "plain": Trainer,
     "dumping": DumpingTrainer,
@@ -158,6 +212,10 @@ TRAINERS: dict[str, type[Trainer]] = {
     "slow": SlowTrainer,
     "slow_saving": SlowSavingTrainer,
     **TRIAL_TRAINERS,
+    "held_saving": HeldSavingTrainer,
+    "failing_save": FailingSaveTrainer,
+    "dying_save": DyingSaveTrainer,
+    "failing_beside_save": FailingBesideSaveTrainer,
 }
 
 

@@ -41,10 +41,6 @@ UNSUPPORTED = {
             "--parallelism.expert_parallel_comm_backend=deepep",
         ],
     ),
-    "checkpoint.async_mode": (
-        ["--checkpoint.enable", "--checkpoint.async_mode=async"],
-        ["--checkpoint.async_mode=async_with_pinned_mem"],
-    ),
     "memory_estimation.enable": (
         ["--memory_estimation.enable"],
         ["--memory_estimation.disable_fake_mode"],

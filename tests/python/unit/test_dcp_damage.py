@@ -7,6 +7,7 @@ import importlib
 import os
 import pickle
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch_peer import Peer
 
+from torchtitan_cpp.checkpoint import CheckpointError
 from torchtitan_cpp.checkpoint.dcp.unpickling import MemoryFormat, read_metadata
 
 REFUSED = (RuntimeError, ValueError)
@@ -117,25 +119,19 @@ def test_a_damaged_folder_is_passed_over(
     assert "going back to an older checkpoint" in caplog.text
 
 
-def test_a_failed_save_leaves_nothing_and_names_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_nothing_and_names_the_file(tmp_path: Path) -> None:
     peer = Peer(seed=1).train(3)
-    for failing in range(1, 40, 6):
-        real, left = os.write, failing
-
-        def write(descriptor: int, data: Any) -> int:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise OSError(28, "No space left on device")
-            return real(descriptor, data)  # noqa: B023
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", write)
-            with pytest.raises(RuntimeError) as caught:
+    path = save_ours(tmp_path / "whole", peer)
+    whole = max(file.stat().st_size for file in path.glob("*.distcp"))
+    for size in (0, 1, 500, whole // 2, whole - 1):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(CheckpointError) as caught:
                 manager(tmp_path, DCP).save(3, peer.own_state(ONE, 0))
-        assert "No space left on device (" in str(caught.value)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "File too large" in str(caught.value)
         assert ".distcp: cannot write" in str(caught.value)
         assert os.listdir(tmp_path / "checkpoint") == []
     save_ours(tmp_path, peer)

@@ -47,27 +47,21 @@ def write_metadata(
     """
     added: list[StoredFile] = []
     writer = _ValueWriter(folder)
-    try:
-        for part, path, value in _values(scalars, settings):
-            writer.add(part, path, value)
-        moments = [name for name in tensors if tensors[name].kind == "optimizer"]
-        _add_numbers(writer, scalars, moments)
-        for report in reports:
-            for fqn, index in report["group_of"].items():
-                for name, value in report["groups"][index].items():
-                    held = tuple(value) if isinstance(value, list) else value
-                    writer.add((index, name), param_group_path(fqn, name), held)
-            writer.forget()
-        if writer.places:
-            added.append(writer.finish())
-    finally:
-        writer.close()
+    for part, path, value in _values(scalars, settings):
+        writer.add(part, path, value)
+    moments = [name for name in tensors if tensors[name].kind == "optimizer"]
+    _add_numbers(writer, scalars, moments)
+    for report in reports:
+        for fqn, index in report["group_of"].items():
+            for name, value in report["groups"][index].items():
+                held = tuple(value) if isinstance(value, list) else value
+                writer.add((index, name), param_group_path(fqn, name), held)
+        writer.forget()
+    if writer.places:
+        added.append(writer.finish())
     file = BlobWriter(folder, METADATA_NAME)
-    try:
-        file.write(_pickled(files, tensors, writer))
-        return [*added, file.finish()]
-    finally:
-        file.close()
+    file.write(_pickled(files, tensors, writer))
+    return [*added, file.finish()]
 
 
 class _ValueWriter:
@@ -97,10 +91,6 @@ class _ValueWriter:
     def finish(self) -> StoredFile:
         assert self._writer is not None
         return self._writer.finish()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 def _values(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.dcp.archive import write_archive
 from torchtitan_cpp.checkpoint.dcp.blobs import address
 from torchtitan_cpp.checkpoint.manifest import StoredFile
 from torchtitan_cpp.checkpoint.shards import stored_dtype
@@ -24,74 +25,31 @@ class BlobWriter:
     """
 
     def __init__(self, folder: str, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._path = os.path.join(folder, name)
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._failure: OSError | None = None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._name = name
+        self._file = _C.storage.HashedFile(os.path.join(folder, name))
 
     def save(self, value: Any) -> str:
         """Append what ``torch.save`` makes of a tensor or value; returns its address.
 
         A tensor must be on the CPU; only its own numbers are written, in their order.
         """
-        begin = self._size
+        begin = self._file.num_bytes
         if isinstance(value, torch.Tensor):
-            value = _alone(value)
-        torch.save(value, cast("IO[bytes]", self))
-        self._check()
-        return address(begin, self._size - begin)
+            write_archive(self._file, value)
+        else:
+            buffer = io.BytesIO()
+            torch.save(value, buffer)
+            self.write(buffer.getvalue())
+        return address(begin, self._file.num_bytes - begin)
 
-    def write(self, data: Any) -> int:
-        """For ``torch.save``: a failure is kept, for its C code expects none."""
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        total = len(view)
-        while view and self._failure is None:
-            try:
-                count = os.write(self._descriptor, view)
-            except OSError as error:
-                self._failure = self._explain(error, f"write {total} bytes")
-            else:
-                view = view[count:]
-        self._size += total
-        return total
-
-    def flush(self) -> None:
-        """For ``torch.save``: nothing waits in memory."""
+    def write(self, data: bytes) -> None:
+        """Append bytes that are no blob."""
+        self._file.write(data)
 
     def finish(self) -> StoredFile:
-        """Make the file durable and close it."""
-        self._check()
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise self._explain(error, "make durable") from None
-        finally:
-            self.close()
-        return StoredFile(
-            name=self._name, size_bytes=self._size, sha256=self._hash.hexdigest()
-        )
-
-    def close(self) -> None:
-        """Also of a file that was not finished."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _explain(self, error: OSError, what: str) -> OSError:
-        free = os.statvfs(self._folder)
-        text = f"{self._path}: cannot {what}: {error.strerror}"
-        text += f" ({free.f_bavail * free.f_frsize} bytes free)"
-        explained = type(error)(text)
-        explained.errno = error.errno
-        return explained
+        """Make the file durable."""
+        size_bytes, sha256 = self._file.finish()
+        return StoredFile(name=self._name, size_bytes=size_bytes, sha256=sha256)
 
 
 def write_dcp_shard(
@@ -114,16 +72,13 @@ def write_dcp_shard(
             "tensors": [_report(e, export_dtype, "") for e in written],
         }
     writer = BlobWriter(folder, f"__{rank}_0.distcp")
-    try:
-        for entry in written:
-            blob = ""
-            if entry.numel > 0:
-                dtype = stored_dtype(entry, export_dtype)
-                blob = writer.save(entry.numbers().to("cpu", dtype))
-            reports.append(_report(entry, export_dtype, blob))
-        file = writer.finish()
-    finally:
-        writer.close()
+    for entry in written:
+        blob = ""
+        if entry.numel > 0:
+            dtype = stored_dtype(entry, export_dtype)
+            blob = writer.save(entry.numbers().to("cpu", dtype))
+        reports.append(_report(entry, export_dtype, blob))
+    file = writer.finish()
     return {
         "file": {
             "name": file.name,
@@ -157,15 +112,3 @@ def _report(
         "offset": entry.offset,
         "size": entry.size,
     }
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers as a storage of their own, without a copy where that is so.
-
-    ``torch.save`` writes the whole storage of a view, such as of a flat buffer.
-    """
-    whole = tensor.contiguous()
-    if whole.untyped_storage().nbytes() == whole.nbytes:
-        return whole
-    data = torch.from_numpy(whole.reshape(-1).view(torch.uint8).numpy())
-    return data.view(whole.dtype).view(whole.shape)

@@ -1,0 +1,116 @@
+"""A copy of a rank's state, so that training may change it while it is written."""
+
+from __future__ import annotations
+
+import copy
+import mmap
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from torchtitan_cpp.checkpoint.state import TensorEntry, TrainingState
+
+_ALIGNMENT = 64
+_LARGE_PAGE_BYTES = 2 << 20
+
+
+class Snapshot:
+    """Host memory that holds one copy at a time and is filled again by the next.
+
+    Args:
+        pinned: lock the pages, so that a CUDA device copies faster into them. Without
+            CUDA the memory is plain.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned and torch.cuda.is_available()
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory that is held."""
+        return self._memory.numel()
+
+    def take(self, state: TrainingState) -> TrainingState:
+        """A state of the same content that no later change of ``state`` reaches.
+
+        It shares memory with this object: a copy taken before is overwritten. Of the
+        tensors, what this rank writes or compares is copied (``is_writer``,
+        ``is_buffer``); the other entries stay those of ``state``. Returns when the
+        copies are complete.
+        """
+        copied = [e for e in state.tensors if (e.is_writer or e.is_buffer) and e.numel]
+        places, total = _places(copied)
+        if total > self.num_bytes:
+            self.release()
+            self._memory = _allocate(total, pinned=self._pinned)
+        targets = {
+            id(entry): self._memory[begin : begin + entry.local.nbytes]
+            .view(entry.local.dtype)
+            .view(entry.size)
+            for entry, begin in zip(copied, places, strict=True)
+        }
+        with torch.no_grad():
+            for entry in copied:
+                target = targets[id(entry)]
+                target.copy_(entry.numbers(), non_blocking=self._pinned)
+        if any(entry.local.is_cuda for entry in copied):
+            torch.cuda.current_stream().synchronize()
+        return replace(
+            state,
+            tensors=[
+                replace(entry, local=targets[id(entry)])
+                if id(entry) in targets
+                else entry
+                for entry in state.tensors
+            ],
+            scalars=copy.deepcopy(dict(state.scalars)),
+            gathered=copy.deepcopy(dict(state.gathered)),
+            torch_settings=copy.deepcopy(state.torch_settings),
+        )
+
+    def release(self) -> None:
+        """Give the memory back, once nobody uses the last copy any more."""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+
+def _places(entries: Sequence[TensorEntry]) -> tuple[list[int], int]:
+    """First byte of every entry, and the bytes of all."""
+    places, end = [], 0
+    for entry in entries:
+        places.append(end)
+        end += -(-entry.local.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return places, end
+
+
+def _allocate(num_bytes: int, *, pinned: bool) -> torch.Tensor:
+    """Memory of its own, in large pages where there are some: faulting in small ones
+    takes longer than the copy."""
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= _LARGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(pages, dtype=torch.uint8)
+    if pinned:
+        _pin(memory)
+    return memory
+
+
+def _pin(memory: torch.Tensor) -> None:
+    """Lock the pages for as long as the tensor lives.
+
+    Not by ``torch.empty(pin_memory=True)``, which rounds up to a power of two.
+    """
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.data_ptr()
+    code = int(runtime.cudaHostRegister(address, memory.numel(), 1))
+    if code != 0:
+        raise RuntimeError(
+            f"cannot lock {memory.numel()} bytes of host memory for async checkpoints "
+            f"(CUDA error {code}); set checkpoint.async_mode = 'async'"
+        )
+    weakref.finalize(memory, runtime.cudaHostUnregister, address)

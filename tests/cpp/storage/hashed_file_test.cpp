@@ -1,0 +1,63 @@
+#include "storage/hashed_file.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "storage/crc32.h"
+#include "storage/temporary_folder.h"
+
+namespace torchtitan::storage {
+namespace {
+
+TEST(HashedFile, HasSizeHashAndContentOfAllThatWasWrittenInOrder) {
+  const TemporaryFolder folder;
+  const std::string path = folder / "data";
+  std::mt19937 random(5);
+  std::vector<std::byte> all;
+  HashedFile file(path);
+  // On both sides of the size from which another thread hashes.
+  for (const size_t size : {0, 3, 5 << 20, 70, (1 << 20) - 1, 1 << 20, 65}) {
+    std::vector<std::byte> part(size);
+    for (std::byte& byte : part) byte = static_cast<std::byte>(random());
+    if (size % 2 == 0) {
+      EXPECT_EQ(file.write_with_crc(part), crc32(part));
+    } else {
+      file.write(part);
+    }
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  const FileRecord record = file.finish();
+  EXPECT_EQ(record.name, "data");
+  EXPECT_EQ(record.size_bytes, static_cast<int64_t>(all.size()));
+  EXPECT_EQ(record.sha256, sha256(all));
+  const FileRecord found = hash_file(folder.path(), "data");
+  EXPECT_EQ(found.size_bytes, record.size_bytes);
+  EXPECT_EQ(found.sha256, record.sha256);
+}
+
+TEST(HashedFile, TellsThatWritingFailedWhileAnotherThreadHashed) {
+  // In a child: the limit is that of the process.
+  const auto write_too_much = [] {
+    const TemporaryFolder folder;
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{1 << 20, 1 << 20};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    HashedFile file(folder / "data");
+    try {
+      file.write(std::vector<std::byte>(4 << 20));
+    } catch (const FileError& error) {
+      return error.code();
+    }
+    return 0;
+  };
+  EXPECT_EXIT(std::exit(write_too_much()), testing::ExitedWithCode(EFBIG), "");
+}
+
+}  // namespace
+}  // namespace torchtitan::storage
