@@ -14,6 +14,7 @@ from importlib import import_module
 import torch
 
 from torchtitan_cpp import _C, build, dry_run
+from torchtitan_cpp.checkpoint.failed_saves import FailedSaves
 from torchtitan_cpp.config import JobConfig, config_json, save_config
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
@@ -117,6 +118,7 @@ class Trainer:
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: dict[int, float] = {}
         self.checkpointer = build_checkpointer(self)
+        self.failed_saves = FailedSaves(job_config.checkpoint.max_failed_saves)
         self.load()
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
@@ -203,7 +205,8 @@ class Trainer:
         due = self.checkpointer.should_save(self.step, last_step=last_step)
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
-            with self.world.patiently():
+            final = last_step or stopping
+            with self.world.patiently(), self.failed_saves.counted(final=final):
                 self.checkpointer.save(self.step, collect(self), last_step=last_step)
 
     def should_stop(self) -> bool:

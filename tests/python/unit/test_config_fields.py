@@ -78,6 +78,7 @@ OUT_OF_RANGE = {
     "checkpoint.folder": ['""'],
     "checkpoint.interval": ["0"],
     "checkpoint.keep_latest_k": ["-1"],
+    "checkpoint.max_failed_saves": ["-1"],
     "checkpoint.load_step": ["-2"],
     "activation_checkpoint.selective_ac_option": ['"0"', '"-1"', '"ops"', '""'],
     "activation_checkpoint.memory_budget": ["1.5", "-0.5", "nan"],
@@ -221,7 +222,7 @@ def test_defaults_are_those_of_torchtitan_where_a_change_would_be_noticed():
         "validation.steps": -1,
     }
     assert {name: defaults[name] for name in theirs} == theirs
-    assert len(defaults) == 149 + 5  # v0.2.2's fields and those of the test below
+    assert len(defaults) == 149 + 6  # v0.2.2's fields and those of the test below
 
 
 def test_the_json_of_a_config_is_plain(tmp_path):
@@ -239,6 +240,7 @@ def test_the_readme_lists_every_field_that_torchtitan_lacks():
         "optimizer.state_dtype",
         "training.dtype",
         "checkpoint.format",
+        "checkpoint.max_failed_saves",
         "activation_checkpoint.offload",
     ]
     for name in ours:
