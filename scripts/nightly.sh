@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs every row of torchtitan's feature tests (tests/python/integration/feature_rows.py)
-# as a user would start it, by torchrun with up to 8 ranks, and prints which passed. From
-# a bare clone it first makes .venv and builds (scripts/setup.sh).
+# as a user would start it, by torchrun with up to 8 ranks, and 50 kills of such jobs
+# (test_kills.py there), and prints which passed; then scripts/durability.sh. From a bare
+# clone it first makes .venv and builds (scripts/setup.sh).
 #
-#   scripts/nightly.sh              all rows
-#   scripts/nightly.sh -k pp_zbv    some, or whatever pytest takes
+#   scripts/nightly.sh              all of it
+#   scripts/nightly.sh -k pp_zbv    some rows or kills, or whatever pytest takes; no more
 #
 # The exit status is 0 only if all passed.
 set -euo pipefail
@@ -18,7 +19,8 @@ report=build/nightly.xml
 rm -f "$report"
 status=0
 python -m pytest --nightly --verbose --junitxml "$report" "$@" \
-  tests/python/integration/test_feature_table.py </dev/null || status=1
+  tests/python/integration/test_feature_table.py \
+  tests/python/integration/test_kills.py </dev/null || status=1
 
 echo
 echo "[nightly] result, seconds, row:"
@@ -32,4 +34,7 @@ for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
     row = case.attrib["name"].partition("[")[2].removesuffix("]")
     print(f"{result}  {float(case.attrib['time']):6.1f}  {row or case.attrib['name']}")
 PYTHON
+if (($# == 0)); then
+  scripts/durability.sh || status=1
+fi
 exit $status

@@ -118,9 +118,11 @@ class Trials {
       if (found.manifest) by_id.emplace(found.manifest->id, &*found.manifest);
     }
     int64_t length = 0;
-    const Manifest* at = listing.checkpoints.empty()
-                             ? nullptr
-                             : &listing.checkpoints[0].manifest.value();
+    const Manifest* at = nullptr;  // the newest, if nothing is wrong with it
+    if (!listing.checkpoints.empty() && listing.checkpoints[0].manifest) {
+      at = &*listing.checkpoints[0].manifest;
+    }
+    counts.torn += at == nullptr;
     for (; at; ++length) {
       const auto parent = by_id.find(at->parent);
       at = parent == by_id.end() ? nullptr : parent->second;
