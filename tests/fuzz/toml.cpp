@@ -16,6 +16,9 @@ namespace {
 
 using namespace config;
 
+// That may stand for one of a text: ten of an escape sequence for two of a character.
+constexpr int64_t kMostBytes = 5;
+
 class Check {
  public:
   explicit Check(std::string_view text)
@@ -48,7 +51,7 @@ class Check {
 
   void place(const Position& position) const {
     require(position.line >= 1 && position.line <= num_lines_, "a line of the text");
-    require(position.column >= 1 && position.column <= num_bytes_ + 1,
+    require(position.column >= 1 && position.column <= kMostBytes * num_bytes_ + 1,
             "a column of the text");
   }
 

@@ -110,6 +110,19 @@ TEST(Fault, AnyRefusedOperationFailsTheSaveAndKeepsTheOlderCheckpoint) {
   }
 }
 
+TEST(Fault, FoldersAboveTheCheckpointsAreMadeDurable) {
+  for (const auto& [number, is_reached] : {std::pair{1, true}, {2, true}, {3, false}}) {
+    const TemporaryFolder folder;
+    const FaultScope scope("sync", "EIO", number);
+    if (is_reached) {
+      EXPECT_THROW(create_staging(folder / "a/b", 1, id_of(1)), FileError);
+    } else {
+      create_staging(folder / "a/b", 1, id_of(1));
+    }
+    EXPECT_EQ(fault_has_happened(), is_reached);
+  }
+}
+
 TEST(Fault, AnyRefusedOperationOfASaveThatReplacesKeepsWhatWasThere) {
   for (const std::string point : {"mkdir", "create", "write", "sync", "rename"}) {
     const int64_t times = at_every_operation([&](int64_t number) {
