@@ -4,12 +4,14 @@
 #   * every row of torchtitan's feature tests (tests/python/integration/feature_rows.py) as
 #     a user would start it, by torchrun with up to 8 ranks;
 #   * SIGTERM in every phase of a run, to a rank, to all and to the launcher;
-#   * 60 runs that are killed twice and go on with other ranks, in other layouts.
+#   * 60 runs that are killed twice and go on with other ranks, in other layouts;
+#   * 50 jobs of torchrun that are killed at random times and start again by themselves;
+#   * scripts/durability.sh.
 #
 # From a bare clone it first makes .venv and builds (scripts/setup.sh).
 #
-#   scripts/nightly.sh              all
-#   scripts/nightly.sh -k pp_zbv    some, or whatever pytest takes
+#   scripts/nightly.sh              all of it
+#   scripts/nightly.sh -k pp_zbv    some, or whatever pytest takes; no more
 #
 # The exit status is 0 only if all passed.
 set -euo pipefail
@@ -25,7 +27,8 @@ status=0
 python -m pytest --nightly --verbose --junitxml "$report" "$@" \
   tests/python/integration/test_feature_table.py \
   tests/python/integration/test_stop_requests.py \
-  tests/python/integration/test_elastic_resume.py </dev/null || status=1
+  tests/python/integration/test_elastic_resume.py \
+  tests/python/integration/test_kills.py </dev/null || status=1
 
 echo
 echo "[nightly] result, seconds, row:"
@@ -41,4 +44,7 @@ for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
     shown = f"{name} {row}" if "feature_table" not in case.attrib["classname"] else row
     print(f"{result}  {float(case.attrib['time']):6.1f}  {shown or name}")
 PYTHON
+if (($# == 0)); then
+  scripts/durability.sh || status=1
+fi
 exit $status

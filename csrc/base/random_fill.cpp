@@ -107,7 +107,10 @@ void fill_normal(std::span<float> out, const RandomTensor& tensor, const RandomB
 void fill_truncated_normal(std::span<float> out, const RandomTensor& tensor,
                            const RandomBox& box, const TruncatedNormal& distribution) {
   check_box(out.size(), tensor, box);
-  const auto [mean, deviation, low, high] = distribution;
+  // Not a structured binding: clang 14 has no lambda that refers to one.
+  const double mean = distribution.mean;
+  const double deviation = distribution.standard_deviation;
+  const double low = distribution.low, high = distribution.high;
   check_value(
       std::isfinite(mean) && std::isfinite(deviation) && deviation > 0.0 && low < high,
       "fill_truncated_normal of '", tensor.name,

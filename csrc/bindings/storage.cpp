@@ -217,11 +217,13 @@ void bind_commit(py::module_& module) {
       "purge",
       [](const std::string& folder, int64_t keep_latest, const std::string& head,
          const std::optional<FaultHook>& fault_hook) {
-        return purge(folder, keep_latest, head, fault_hook.value_or(nullptr));
+        Purged purged = purge(folder, keep_latest, head, fault_hook.value_or(nullptr));
+        return std::tuple(std::move(purged.steps), std::move(purged.kept));
       },
       Released(), py::arg("folder"), py::kw_only(), py::arg("keep_latest"),
       py::arg("head"), py::arg("fault_hook") = py::none(),
-      "Delete old checkpoints in the line of ancestors of head; returns their steps.");
+      "Delete old checkpoints in the line of ancestors of head; returns their steps,\n"
+      "and the paths of those that stay because something else lies in them.");
   module.def(
       "clean_up",
       [](const std::string& folder) {

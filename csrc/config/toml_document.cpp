@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "config/toml_characters.h"
 
 namespace torchtitan::config {
 namespace {
@@ -71,8 +72,9 @@ TomlTable convert(const toml::table& table) {
 }  // namespace
 
 TomlTable parse_toml(std::string_view text, std::string_view source) {
+  const std::string safe = with_safe_characters(text, source);
   try {
-    return convert(static_cast<const toml::table&>(toml::parse(text)));
+    return convert(static_cast<const toml::table&>(toml::parse(safe)));
   } catch (const toml::parse_error& error) {
     const Position at = position_of(error.source());
     throw std::invalid_argument(

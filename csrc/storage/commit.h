@@ -10,7 +10,10 @@
 // process calls commit(), purge() and clean_up() of a folder.
 //
 // A FaultHook is called between the steps with the name of the point reached; tests
-// throw or exit from it. An empty one is the normal case.
+// throw or exit from it. An empty one is the normal case. The points, which are fault
+// points (fault.h) too: "before manifest", "manifest written", "before rename", then
+// "renamed", or "exchanged" ("set aside" where folders cannot be exchanged) and
+// "replaced", then "durable"; "purge renamed" and "purge deleted" for each that goes.
 #pragma once
 
 #include <functional>
@@ -25,7 +28,8 @@ namespace torchtitan::storage {
 
 using FaultHook = std::function<void(std::string_view point)>;
 
-// Creates the folder where missing and the staging folder inside; returns its path.
+// Creates the folder where missing, durable, and the staging folder inside; returns its
+// path.
 std::string create_staging(const std::string& folder, int64_t step,
                            const std::string& id);
 
@@ -42,7 +46,8 @@ struct Committed {
 // manifest with their sizes, FileError if the system refuses. What had that name before
 // (a checkpoint that is damaged, of weights only or of a run that was abandoned, or a
 // foreign folder) is kept under another one; the two are exchanged at once where the
-// file system can.
+// file system can. When the folder cannot be made durable after the rename, it is a
+// staging folder again before the error is thrown.
 Committed commit(const std::string& folder, const Manifest& manifest,
                  const FaultHook& hook);
 
@@ -73,11 +78,16 @@ FoundCheckpoint inspect_checkpoint(const std::string& path);
 void verify_files(const std::string& path, const Manifest& manifest, int64_t part,
                   int64_t num_parts);
 
+struct Purged {
+  std::vector<int64_t> steps;     // whose checkpoints were deleted
+  std::vector<std::string> kept;  // would be too, but hold what the manifest lists not
+};
+
 // Deletes the checkpoints in the line of ancestors of `head` (an id) that are older
 // than the keep_latest newest ones from which training can go on. Checkpoints of other
-// lines, damaged ones and foreign folders stay. Returns the steps deleted.
-std::vector<int64_t> purge(const std::string& folder, int64_t keep_latest,
-                           const std::string& head, const FaultHook& hook);
+// lines, damaged ones, foreign folders and those with foreign entries stay.
+Purged purge(const std::string& folder, int64_t keep_latest, const std::string& head,
+             const FaultHook& hook);
 
 struct Leftovers {
   std::vector<std::string> removed;

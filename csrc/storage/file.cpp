@@ -13,6 +13,7 @@
 
 #include "base/errors.h"
 #include "storage/checksum.h"
+#include "storage/fault.h"
 
 namespace torchtitan::storage {
 namespace {
@@ -23,6 +24,29 @@ constexpr mode_t kOwnerOnly = 0600;
 std::string parent_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+ssize_t write_some(int descriptor, std::span<const std::byte> data) {
+  const Fault fault = fault_at("write");
+  if (fault.code != 0) {
+    errno = fault.code;
+    return -1;
+  }
+  if (!fault.flips) return ::write(descriptor, data.data(), data.size());
+  std::vector<std::byte> flipped(data.begin(), data.end());
+  flip_bit(flipped);
+  return ::write(descriptor, flipped.data(), flipped.size());
+}
+
+ssize_t read_some(int descriptor, std::span<std::byte> out, int64_t offset) {
+  const Fault fault = fault_at("read");
+  if (fault.code != 0) {
+    errno = fault.code;
+    return -1;
+  }
+  const ssize_t taken = ::pread(descriptor, out.data(), out.size(), offset);
+  if (fault.flips && taken > 0) flip_bit(out.first(static_cast<size_t>(taken)));
+  return taken;
 }
 
 }  // namespace
@@ -51,7 +75,8 @@ File::~File() {
 
 File File::open_for_reading(const std::string& path) {
   // Without O_NONBLOCK a named pipe in place of a file would wait for a writer.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int descriptor =
+      fails_at("open") ? -1 : ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) throw_file_error(path, "open");
   File file(descriptor, path);
   struct stat status{};
@@ -62,7 +87,9 @@ File File::open_for_reading(const std::string& path) {
 
 File File::create(const std::string& path) {
   const int descriptor =
-      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kOwnerOnly);
+      fails_at("create")
+          ? -1
+          : ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kOwnerOnly);
   if (descriptor < 0) throw_file_error(path, "create");
   return File(descriptor, path);
 }
@@ -76,7 +103,7 @@ int64_t File::size() const {
 void File::write(std::span<const std::byte> data) {
   const size_t total = data.size();
   while (!data.empty()) {
-    const ssize_t written = ::write(descriptor_, data.data(), data.size());
+    const ssize_t written = write_some(descriptor_, data);
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
       throw_file_error(path_,
@@ -88,7 +115,7 @@ void File::write(std::span<const std::byte> data) {
 
 void File::read_at(int64_t offset, std::span<std::byte> out) const {
   while (!out.empty()) {
-    const ssize_t taken = ::pread(descriptor_, out.data(), out.size(), offset);
+    const ssize_t taken = read_some(descriptor_, out, offset);
     if (taken < 0 && errno == EINTR) continue;
     if (taken < 0) throw_file_error(path_, "read");
     base::check_value(taken > 0, path_, ": file ends at byte ", offset, ", expected ",
@@ -99,13 +126,19 @@ void File::read_at(int64_t offset, std::span<std::byte> out) const {
 }
 
 void File::sync() {
-  if (::fsync(descriptor_) != 0) throw_file_error(path_, "make durable");
+  if (fails_at("sync") || ::fsync(descriptor_) != 0) {
+    const int code = errno;
+    struct stat status{};
+    const int64_t size = ::fstat(descriptor_, &status) == 0 ? status.st_size : 0;
+    errno = code;
+    throw_file_error(path_, base::message("make ", size, " bytes durable"));
+  }
 }
 
 void sync_folder(const std::string& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) throw_file_error(path, "open");
-  const int result = ::fsync(descriptor);
+  const int result = fails_at("sync") ? -1 : ::fsync(descriptor);
   const int code = errno;
   ::close(descriptor);
   errno = code;

@@ -1141,8 +1141,9 @@ class storage:
         """Checkpoints (those with a problem first, then newest first) and the names with
         'step-' in them that are none."""
     @staticmethod
-    def purge(folder: str, *, keep_latest: int, head: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> list[int]:
-        """Delete old checkpoints in the line of ancestors of head; returns their steps."""
+    def purge(folder: str, *, keep_latest: int, head: str, fault_hook: collections.abc.Callable[[str], None] | None=None) -> tuple[list[int], list[str]]:
+        """Delete old checkpoints in the line of ancestors of head; returns their steps,
+        and the paths of those that stay because something else lies in them."""
     @staticmethod
     def verify_files(path: str, *, manifest: str, part: int, num_parts: int) -> None:
         """Compare size and SHA-256 of every num_parts-th file; ValueError names the first

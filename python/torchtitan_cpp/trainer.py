@@ -14,6 +14,7 @@ from importlib import import_module
 import torch
 
 from torchtitan_cpp import _C, build, dry_run, stopping
+from torchtitan_cpp.checkpoint.failed_saves import FailedSaves
 from torchtitan_cpp.config import JobConfig, config_json, save_config
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
@@ -124,6 +125,7 @@ class Trainer:
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: dict[int, float] = {}
         self.checkpointer = build_checkpointer(self)
+        self.failed_saves = FailedSaves(job_config.checkpoint.max_failed_saves)
         self.load()
         self.replica_check = ReplicaCheck(
             job_config.debug.replica_check_interval,
@@ -225,7 +227,12 @@ class Trainer:
         due = self._saves_now()
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
-            with self.world.patiently():
+            self._finish_save(final=False)
+            counted = self.failed_saves.counted(
+                final=last_step or stopping,
+                is_durable=lambda: not self.checkpointer.is_saving,
+            )
+            with self.world.patiently(), counted:
                 self.checkpointer.save(
                     self.step, collect(self), last_step=last_step, stopping=stopping
                 )
@@ -242,8 +249,13 @@ class Trainer:
                     seconds=_SECONDS_AFTER_LOSS if is_lost else float("inf")
                 )
             raise
-        with self.world.patiently():
-            self.checkpointer.finish()
+        self._finish_save(final=True)
+
+    def _finish_save(self, *, final: bool) -> None:
+        """Wait for the save in the background, if any. Collective."""
+        if self.checkpointer.is_saving:
+            with self.world.patiently(), self.failed_saves.counted(final=final):
+                self.checkpointer.finish()
 
     def _is_last_step(self) -> bool:
         return self.step == self.job_config.training.steps
@@ -256,14 +268,14 @@ class Trainer:
         """Whether any rank got SIGTERM; the same answer on all ranks.
 
         Raises:
-            CheckpointError: on all ranks: a save in the background has failed.
+            CheckpointError: on all ranks: a save in the background has failed, and no
+                more may.
         """
         asked, failed = self._largest_of_ranks(
             stopping.is_requested(), self.checkpointer.has_failed
         )
         if failed:
-            with self.world.patiently():
-                self.checkpointer.finish()
+            self._finish_save(final=False)
         if asked:
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
         return bool(asked)

@@ -33,6 +33,11 @@ class BackgroundTask:
         return self._error is not None
 
     @property
+    def is_started(self) -> bool:
+        """Whether there is an action that ``finish`` was not called for."""
+        return self._thread is not None
+
+    @property
     def is_running(self) -> bool:
         """Whether the action has not ended yet."""
         return self._thread is not None and self._thread.is_alive()
@@ -92,6 +97,11 @@ class BackgroundSaves:
     def has_failed(self) -> bool:
         """As ``BackgroundTask.has_failed``, of this rank."""
         return self._task.has_failed
+
+    @property
+    def is_started(self) -> bool:
+        """As ``BackgroundTask.is_started``."""
+        return self._task.is_started
 
     def start(
         self,

@@ -101,6 +101,11 @@ class CheckpointManager:
         )
 
     @property
+    def is_saving(self) -> bool:
+        """Whether ``finish`` has a save in the background to wait for, on all ranks."""
+        return self._saves.is_started
+
+    @property
     def has_failed(self) -> bool:
         """Whether a save in the background has failed and nobody was told.
 
@@ -287,7 +292,7 @@ class CheckpointManager:
     def _purge(self) -> None:
         """Rank 0; a failure is only told, for the save has succeeded."""
         try:
-            steps = _C.storage.purge(
+            steps, kept = _C.storage.purge(
                 self.folder,
                 keep_latest=self._settings.keep_latest_k,
                 head=self._parent,
@@ -298,6 +303,8 @@ class CheckpointManager:
             return
         for step in steps:
             self._tell(f"Deleted {os.path.join(self.folder, f'step-{step}')}")
+        for path in kept:
+            logger.warning(f"Not deleted, for it holds more than a checkpoint: {path}")
 
     def _load_initial(
         self, state: TrainingState, wanted: Set[str]

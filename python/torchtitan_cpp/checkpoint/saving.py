@@ -94,7 +94,7 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
         )
     except CheckpointError:
         if ranks.rank == 0 and os.path.isdir(staging.path):
-            _C.storage.discard_staging(request.folder, step=request.step, id=staging.id)
+            _discard(request, staging)
         raise
     return staging.id
 
@@ -112,6 +112,14 @@ def _open(folder: str, step: int) -> dict[str, Any]:
     new_id = secrets.token_hex(8)
     path = _C.storage.create_staging(folder, step=step, id=new_id)
     return {"path": path, "id": new_id, "sequence": max(sequences, default=0) + 1}
+
+
+def _discard(request: SaveRequest, staging: _Staging) -> None:
+    """Rank 0: the error to tell is that of the save, which all ranks have."""
+    try:
+        _C.storage.discard_staging(request.folder, step=request.step, id=staging.id)
+    except OSError as error:
+        logger.warning(f"Left for the next save to delete: {staging.path}: {error}")
 
 
 def _write(

@@ -44,6 +44,8 @@ class Checkpoint:
     """Dtype of weights saved alone at the last step."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Copy the state, then write it while training goes on; but the last save."""
+    max_failed_saves: NonNegative = 0
+    """Saves in a row that may fail before the run stops. Not v0.2.2's."""
     keep_latest_k: NonNegative = 10
     """Older checkpoints than the latest k are deleted. 0: none is."""
     load_step: NonNegativeOrMinusOne = -1

@@ -123,5 +123,37 @@ TEST(TomlDocument, RefusesToNestWithoutEnd) {
   EXPECT_EQ(error_of("a = " + deep).rfind("run.toml:1:", 0), 0);
 }
 
+TEST(TomlDocument, RefusesCharactersBeyondAsciiOutsideOfStringsAndComments) {
+  const std::string reason =
+      ": expected no character beyond ASCII outside of strings and comments";
+  // U+045C (toml++ 3.3 has no defined answer), U+00A0 (a space, elsewhere), U+2028.
+  EXPECT_EQ(error_of("x = 1\na.b\u045c = 2"), "run.toml:2:4" + reason);
+  EXPECT_EQ(error_of("a =\u00a01"), "run.toml:1:4" + reason);
+  EXPECT_EQ(error_of("a = '\u00e9' \u2028"), "run.toml:1:9" + reason);
+  EXPECT_EQ(error_of("\xEF\xBB\xBF\u00e9 = 1"), "run.toml:1:1" + reason);
+  EXPECT_EQ(error_of("a = \"\"\"\\\u00e9\"\"\""),
+            "run.toml:1:9: expected an escape sequence");
+  EXPECT_NE(error_of("a = 'x\n\u00e9'").find("run.toml:1:"), std::string::npos);
+}
+
+TEST(TomlDocument, KeepsCharactersBeyondAsciiInStringsAndComments) {
+  const TomlTable document = parse_toml(
+      "\xEF\xBB\xBF# \u00e9\n"
+      "\"\u00e9\" = '\u00a0'  # \u00a0\n"
+      "b = \"\\\"\u00e9\"\n"
+      "c = '''\u00e9''\u2028'''''\n"
+      // Behind a line-ending backslash, where toml++ would drop the first one.
+      "d = \"\"\"\\  \n \n\t\u00a0\U0001f600\"\"\"\"\"\n"
+      "e = [\"\"\"x\\\n\u045c\"\"\", 1]\n",
+      "run.toml");
+  ASSERT_EQ(document.size(), 5);
+  EXPECT_EQ(document[0].key, "\u00e9");
+  EXPECT_EQ(get<std::string>(document[0].value), "\u00a0");
+  EXPECT_EQ(get<std::string>(document[1].value), "\"\u00e9");
+  EXPECT_EQ(get<std::string>(document[2].value), "\u00e9''\u2028''");
+  EXPECT_EQ(get<std::string>(document[3].value), "\u00a0\U0001f600\"\"");
+  EXPECT_EQ(get<std::string>(get<TomlArray>(document[4].value).at(0)), "x\u045c");
+}
+
 }  // namespace
 }  // namespace torchtitan::config

@@ -8,8 +8,7 @@
 #include <random>
 #include <set>
 
-#include "base/errors.h"
-#include "storage/safetensors_file.h"
+#include "storage/saved_checkpoints.h"
 #include "storage/temporary_folder.h"
 
 namespace torchtitan::storage {
@@ -17,71 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using base::Json;
-
-std::string id_of(int64_t number) {
-  std::string digits = std::to_string(number);
-  return std::string(16 - digits.size(), '0') + digits;
-}
-
-struct Save {
-  int64_t step, sequence,
-      parent;  // parent: sequence of the one it went on from, 0: none
-  Content content = Content::kTraining;
-};
-
-// One scalar tensor whose value is the sequence number.
-Committed save(const std::string& folder, const Save& what,
-               const FaultHook& hook = {}) {
-  const std::string id = id_of(what.sequence);
-  const std::string staging = create_staging(folder, what.step, id);
-  SafetensorsWriter writer(staging + "/rank-00000.safetensors",
-                           {{"w", Dtype::kI64, {}}}, {});
-  writer.append("w", std::as_bytes(std::span(&what.sequence, 1)));
-  return commit(folder,
-                {.step = what.step,
-                 .id = id,
-                 .parent = what.parent == 0 ? "" : id_of(what.parent),
-                 .sequence = what.sequence,
-                 .content = what.content,
-                 .world_size = 1,
-                 .config_hash = "",
-                 .torch_version = "",
-                 .torchtitan_cpp_version = "",
-                 .files = {writer.finish()},
-                 .tensors = {{"w", "model", Dtype::kI64, {}, {{0, "w", {{}, {}}}}}},
-                 .scalars = Json::Object{},
-                 .gathered = Json::Object{}},
-                hook);
-}
-
-// "300!,110,200": steps in the listing's order, ! for a problem.
-std::string steps_of(const FolderListing& listing) {
-  std::string text;
-  for (const FoundCheckpoint& found : listing.checkpoints) {
-    text +=
-        base::message(text.empty() ? "" : ",", found.step, found.manifest ? "" : "!");
-  }
-  return text;
-}
-
-std::string steps_in(const std::string& folder) {
-  return steps_of(list_checkpoints(folder));
-}
-
-// Value of the newest sound checkpoint after all its checksums were compared; 0: none.
-int64_t newest_value(const std::string& folder) {
-  for (const FoundCheckpoint& found : list_checkpoints(folder).checkpoints) {
-    if (!found.manifest) continue;
-    verify_files(found.path, *found.manifest, 0, 1);
-    int64_t value = 0;
-    SafetensorsReader(found.path + "/rank-00000.safetensors")
-        .read_box("w", {{}, {}},
-                  {std::as_writable_bytes(std::span(&value, 1)), {}, {}});
-    EXPECT_EQ(value, found.manifest->sequence);
-    return value;
-  }
-  return 0;
-}
 
 TEST(Commit, MakesACheckpointThatIsFoundAndVerifies) {
   const TemporaryFolder root;
@@ -213,7 +147,7 @@ TEST(Commit, KeepsWhatItReplacesUnderAnotherName) {
   EXPECT_EQ(inspect_checkpoint(done.set_aside).manifest->sequence, 1);
   EXPECT_TRUE(list_checkpoints(folder.path()).ignored.empty());
   EXPECT_EQ(save(folder.path(), {.step = 8, .sequence = 3, .parent = 2}).set_aside, "");
-  EXPECT_EQ(purge(folder.path(), 1, id_of(3), {}), std::vector<int64_t>{7});
+  EXPECT_EQ(purge(folder.path(), 1, id_of(3), {}).steps, std::vector<int64_t>{7});
   EXPECT_TRUE(fs::exists(done.set_aside));
 }
 
@@ -337,11 +271,12 @@ TEST(Purge, KeepsTheNewestOfTheLineAndWhatIsNotItsOwn) {
   save(folder.path(), {.step = 300, .sequence = 3, .parent = 2});
   save(folder.path(), {.step = 110, .sequence = 4, .parent = 1});
   EXPECT_EQ(newest_value(folder.path()), 4);
-  EXPECT_EQ(purge(folder.path(), 2, id_of(4), {}), std::vector<int64_t>{});
+  EXPECT_EQ(purge(folder.path(), 2, id_of(4), {}).steps, std::vector<int64_t>{});
   save(folder.path(), {.step = 120, .sequence = 5, .parent = 4});
   save(folder.path(), {.step = 130, .sequence = 6, .parent = 5});
   fs::create_directory(folder / "step-5");
-  EXPECT_EQ(purge(folder.path(), 2, id_of(6), {}), (std::vector<int64_t>{100, 110}));
+  EXPECT_EQ(purge(folder.path(), 2, id_of(6), {}).steps,
+            (std::vector<int64_t>{100, 110}));
   EXPECT_EQ(steps_in(folder.path()), "5!,130,120,300,200");
 }
 
@@ -352,8 +287,34 @@ TEST(Purge, CountsOnlyCheckpointsThatTrainingCanGoOnFrom) {
   }
   save(folder.path(),
        {.step = 4, .sequence = 4, .parent = 3, .content = Content::kModel});
-  EXPECT_EQ(purge(folder.path(), 1, id_of(4), {}), (std::vector<int64_t>{1, 2}));
+  EXPECT_EQ(purge(folder.path(), 1, id_of(4), {}).steps, (std::vector<int64_t>{1, 2}));
   EXPECT_EQ(steps_in(folder.path()), "4,3");
+}
+
+TEST(Purge, KeepsWhatHoldsMoreThanACheckpoint) {
+  const TemporaryFolder folder;
+  for (int64_t i = 1; i <= 4; ++i) {
+    save(folder.path(), {.step = i, .sequence = i, .parent = i - 1});
+  }
+  write_text(folder / "step-1/notes", "mine");
+  fs::create_directory(folder / "step-2/plots");
+  const Purged purged = purge(folder.path(), 1, id_of(4), {});
+  EXPECT_EQ(purged.steps, std::vector<int64_t>{3});
+  EXPECT_EQ(purged.kept,
+            (std::vector<std::string>{folder / "step-1", folder / "step-2"}));
+  EXPECT_EQ(read_text(folder / "step-1/notes", 10), "mine");
+  EXPECT_EQ(steps_in(folder.path()), "4,2,1");
+}
+
+// Its manifest lost the checksum after a save of the same step was killed.
+TEST(Leftovers, OfAStepWhoseCheckpointIsDamagedAreRemoved) {
+  const TemporaryFolder folder;
+  save(folder.path(), {.step = 5, .sequence = 1, .parent = 0});
+  fs::remove(folder / "step-5/manifest.sha256");
+  create_staging(folder.path(), 5, id_of(2));
+  EXPECT_EQ(clean_up(folder.path()).removed,
+            std::vector<std::string>{"step-5.tmp-" + id_of(2)});
+  EXPECT_EQ(steps_in(folder.path()), "5!");
 }
 
 TEST(Leftovers, OnlyFoldersOfItsOwnNamesAreRemoved) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -133,6 +134,19 @@ class ResavingTrainer(Trainer):
         super().train()
 
 
+class FullDiskTrainer(Trainer):
+    """Rank 1 may write one KiB to a file and no more while it saves step 2."""
+
+    def save(self, *, stopping: bool = False) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if self.step == 2 and self.world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        try:
+            super().save(stopping=stopping)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class SlowSavingTrainer(Trainer):
     """Rank 0 publishes a checkpoint for longer than any rank waits in a step."""
 
@@ -206,6 +220,7 @@ TRAINERS: dict[str, type[Trainer]] = {
     "dumping": DumpingTrainer,
     "comparing": ComparingTrainer,
     "resaving": ResavingTrainer,
+    "full_disk": FullDiskTrainer,
     "poisoning": PoisoningTrainer,
     "failing": FailingTrainer,
     "stuck": StuckTrainer,

@@ -28,6 +28,7 @@ from checkpoint_runs import (
     steps_in,
 )
 
+from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import (
     CheckpointError,
     TensorEntry,
@@ -78,6 +79,20 @@ def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
             folder, 10, 20, 30, 40, 50, settings=replace(ENABLED, keep_latest_k=k)
         )
         assert steps_in(folder) == kept if k else len(steps_in(folder)) == kept
+
+
+def test_an_old_checkpoint_that_holds_something_else_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(ENABLED, keep_latest_k=1)
+    save_steps(tmp_path, 10, settings=settings)
+    (tmp_path / "checkpoint/step-10/scores.csv").write_text("mine")
+    run = manager(tmp_path, settings)
+    run.load(state_of(example_tensors(), ONE, 0, scalars=SCALARS))
+    for step in (20, 30):
+        run.save(step, state_of(example_tensors(step), ONE, 0, scalars=SCALARS))
+    assert steps_in(tmp_path) == ["step-10", "step-30"]
+    assert "Not deleted, for it holds more than a checkpoint: " in caplog.text
 
 
 def test_keeping_goes_on_across_a_resumed_run(tmp_path: Path) -> None:
@@ -152,6 +167,28 @@ def test_a_failure_on_one_rank_fails_the_save_on_all_and_keeps_the_old_one(
     assert "rank 1: safetensors has no dtype for ComplexDouble" in str(outcomes[0])
     assert steps_in(tmp_path) == ["step-10"]
     assert load_plain(tmp_path) == 10
+
+
+def test_a_disk_that_became_read_only_fails_the_save_alike_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then what was written cannot be deleted either, which rank 0 tells besides."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    def save(ranks: Any) -> None:
+        state = state_of(example_tensors(10), Grid(rows=2), ranks.rank)
+        manager(tmp_path, ranks=ranks, fault_hook=refuse).save(10, state)
+
+    monkeypatch.setattr(_C.storage, "discard_staging", refuse)
+    outcomes = run_ranks(2, save)
+    assert all(isinstance(outcome, CheckpointError) for outcome in outcomes)
+    assert len({str(outcome) for outcome in outcomes}) == 1
+    assert "Left for the next save to delete: " in caplog.text
+    monkeypatch.undo()
+    save_steps(tmp_path, 10)
+    assert steps_in(tmp_path) == ["step-10"]
 
 
 def test_state_that_differs_between_ranks_is_not_saved(tmp_path: Path) -> None:

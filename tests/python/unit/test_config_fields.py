@@ -78,6 +78,7 @@ OUT_OF_RANGE = {
     "checkpoint.folder": ['""'],
     "checkpoint.interval": ["0"],
     "checkpoint.keep_latest_k": ["-1"],
+    "checkpoint.max_failed_saves": ["-1"],
     "checkpoint.load_step": ["-2"],
     "activation_checkpoint.selective_ac_option": ['"0"', '"-1"', '"ops"', '""'],
     "activation_checkpoint.memory_budget": ["1.5", "-0.5", "nan"],
@@ -240,6 +241,7 @@ def test_the_readme_lists_every_field_that_torchtitan_lacks():
         "optimizer.state_dtype",
         "training.dtype",
         "checkpoint.format",
+        "checkpoint.max_failed_saves",
         "activation_checkpoint.offload",
         "debug.replica_check_interval",
     ]

@@ -31,7 +31,10 @@ def test_python_is_formatted() -> None:
 
 
 def test_cpp_is_formatted() -> None:
-    folders = [ROOT / "csrc", ROOT / "tests" / "cpp"]
+    folders = [
+        ROOT / "csrc",
+        *(ROOT / "tests" / n for n in ("cpp", "durability", "fuzz")),
+    ]
     files = [p for f in folders for p in f.rglob("*") if p.suffix in (".h", ".cpp")]
     assert files
     run("clang-format", "--dry-run", "--Werror", *map(str, files))

@@ -173,6 +173,8 @@ def damaged_files() -> list[bytes]:
     whole = with_header(good.encode(), bytes(4))
     corpus += [whole[:size] for size in range(len(whole))]
     corpus += [struct.pack("<Q", size) + whole[8:] for size in (0, 1, 2**31, 2**63)]
+    folder = Path(__file__).parents[2] / "fuzz" / "corpus" / "safetensors"
+    corpus += [path.read_bytes() for path in sorted(folder.iterdir())]
     rng = random.Random(5)
     for _ in range(3000):
         data = bytearray(whole)

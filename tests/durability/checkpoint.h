@@ -1,0 +1,30 @@
+// A state of which every number is known, written by four ranks as one checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "storage/commit.h"
+
+namespace torchtitan::durability {
+
+inline constexpr int64_t kNumRanks = 4;
+inline constexpr int64_t kNumbersOfRank = 1500;  // int64, 12 kB
+
+// Writes the rank's part of the state at `step` into a staging folder, durable.
+storage::FileRecord write_part(const std::string& staging, int64_t rank, int64_t step);
+
+// Of files that write_part() has written, by rank.
+storage::Manifest manifest_of(int64_t step, const std::string& id,
+                              const std::string& parent, int64_t sequence,
+                              const std::vector<storage::FileRecord>& files);
+
+// Compares every num_ranks-th file with its SHA-256, then reads the rank's part of the
+// tensor. Throws std::invalid_argument or FileError.
+//   returns  whether the numbers are those of the manifest's step
+bool load_part(const std::string& path, const storage::Manifest& manifest, int64_t rank,
+               int64_t num_ranks);
+
+}  // namespace torchtitan::durability
