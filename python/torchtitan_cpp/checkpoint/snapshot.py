@@ -6,7 +6,6 @@ import copy
 import mmap
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from torchtitan_cpp.checkpoint.state import TensorEntry, TrainingState
 
 _ALIGNMENT = 64
-_LARGE_PAGE_BYTES = 2 << 20
 
 
 class Snapshot:
@@ -88,12 +86,12 @@ def _places(entries: Sequence[TensorEntry]) -> tuple[list[int], int]:
 
 
 def _allocate(num_bytes: int, *, pinned: bool) -> torch.Tensor:
-    """Memory of its own, in large pages where there are some: faulting in small ones
-    takes longer than the copy."""
+    """Memory of its own, which nothing rounds up and ``release`` gives to the system.
+
+    The size of its pages is the system's choice: asking for large ones took four times
+    as long on a virtual machine whose free large pages are its host's.
+    """
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if num_bytes >= _LARGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     if pinned:
         _pin(memory)
