@@ -16,10 +16,10 @@ from torchtitan_cpp.checkpoint.convert_entries import (
     entries_of_checkpoint,
     entries_of_source,
 )
-from torchtitan_cpp.checkpoint.manager import EXPORT_DTYPES
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify, verify_weights
+from torchtitan_cpp.checkpoint.settings import EXPORT_DTYPES
 from torchtitan_cpp.checkpoint.state import SingleRank, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config import Loaded

@@ -14,13 +14,17 @@ from torchtitan_cpp.checkpoint.agreement import (
     on_first_rank,
 )
 from torchtitan_cpp.checkpoint.background import BackgroundSaves
-from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
 from torchtitan_cpp.checkpoint.exporting import check_exportable
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
 from torchtitan_cpp.checkpoint.manifest import Content
 from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
+from torchtitan_cpp.checkpoint.settings import (
+    EXPORT_DTYPES,
+    check_folder,
+    check_settings,
+)
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
     Ranks,
@@ -31,13 +35,6 @@ from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
-
-EXPORT_DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
-"""By ``checkpoint.export_dtype``."""
 
 
 class CheckpointManager:
@@ -79,7 +76,7 @@ class CheckpointManager:
         config_hash: str = "",
         fault_hook: FaultHook | None = None,
     ) -> None:
-        _check_settings(settings, adapter)
+        check_settings(settings, adapter)
         self.folder = os.path.join(base_folder, settings.folder)
         self._settings = settings
         self._ranks = ranks
@@ -341,7 +338,7 @@ class CheckpointManager:
         if path is None:
             return None
         all_valid(
-            self._ranks, "checkpoint.initial_load_path", lambda: _check_folder(path)
+            self._ranks, "checkpoint.initial_load_path", lambda: check_folder(path)
         )
         candidate = inspect_on_all(path, self._ranks)
         if candidate.manifest.content == "huggingface":
@@ -385,29 +382,3 @@ class CheckpointManager:
     def _tell(self, text: str) -> None:
         if self._ranks.rank == 0:
             logger.info(text)
-
-
-def _check_folder(path: str) -> None:
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"{path} is no folder")
-    if not os.path.exists(os.path.join(path, "manifest.json")) and not is_foreign(path):
-        raise FileNotFoundError(
-            f"{path} holds neither manifest.json nor {METADATA_NAME}; expected one "
-            "checkpoint, such as .../step-100"
-        )
-
-
-def _check_settings(settings: Checkpoint, adapter: BaseStateDictAdapter | None) -> None:
-    if settings.last_save_in_hf and not settings.last_save_model_only:
-        raise ValueError(
-            "checkpoint.last_save_in_hf needs checkpoint.last_save_model_only"
-        )
-    if settings.initial_load_in_hf and not settings.initial_load_model_only:
-        raise ValueError(
-            "checkpoint.initial_load_in_hf needs checkpoint.initial_load_model_only"
-        )
-    for field in ("last_save_in_hf", "initial_load_in_hf"):
-        if getattr(settings, field) and adapter is None:
-            raise ValueError(
-                f"checkpoint.{field}: the model's TrainSpec has no state_dict_adapter"
-            )
