@@ -12,12 +12,16 @@ namespace {
 
 constexpr std::string_view kMark = "\xEF\xBB\xBF";
 
+constexpr std::string_view kEndsValue = " \t\r\n]},#";
+constexpr std::string_view kNoValue = " \t\r\n]},[{";
+
 bool is_ascii(char c) { return static_cast<unsigned char>(c) < 0x80; }
 
 // The first byte of a character, not one of those that continue it.
 bool starts_character(char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }
 
-// Copies the text, string by string and comment by comment.
+// Copies the text token by token. Of a text that is no TOML it need only see the start
+// as toml++ does, up to the first error.
 class Scanner {
  public:
   Scanner(std::string_view text, std::string_view source)
@@ -32,9 +36,11 @@ class Scanner {
       } else if (c == '"' || c == '\'') {
         const std::string quotes(3, c);
         text_.substr(at_).starts_with(quotes) ? copy_lines(quotes) : copy_line(c);
-      } else if (!is_ascii(c)) {
-        fail("expected no character beyond ASCII outside of strings and comments");
+      } else if (!in_key_ && kNoValue.find(c) == std::string_view::npos) {
+        copy_value();
       } else {
+        check_ascii();
+        follow(c);
         copy(1);
       }
     }
@@ -42,6 +48,34 @@ class Scanner {
   }
 
  private:
+  // Whether keys or values come behind this character.
+  void follow(char c) {
+    if (c == '=') in_key_ = false;
+    if (c == '\n' && open_.empty()) in_key_ = true;
+    if (c == ',' && open_.ends_with('{')) in_key_ = true;
+    if (c == '{' || (c == '[' && !in_key_)) {
+      open_ += c;
+      in_key_ = c == '{';
+    }
+    if ((c == '}' || (c == ']' && !in_key_)) && !open_.empty()) {
+      open_.pop_back();
+      in_key_ = false;
+    }
+  }
+
+  // A value without quotes, to its end; quotes in the middle of it begin no string.
+  void copy_value() {
+    for (; at_ < text_.size() && kEndsValue.find(text_[at_]) == std::string_view::npos;
+         copy(1)) {
+      check_ascii();
+    }
+  }
+
+  void check_ascii() const {
+    if (is_ascii(text_[at_])) return;
+    fail("expected no character beyond ASCII outside of strings and comments");
+  }
+
   void copy(size_t count) {
     count = std::min(count, text_.size() - at_);
     out_ += text_.substr(at_, count);
@@ -121,6 +155,8 @@ class Scanner {
 
   std::string_view text_, source_;
   size_t at_ = 0;
+  std::string open_;  // [ of arrays and { of inline tables
+  bool in_key_ = true;
   std::string out_;
 };
 

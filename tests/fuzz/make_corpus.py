@@ -114,6 +114,7 @@ TOML_TEXTS = {
     # toml++ 3.3 has no defined answer to the first two.
     "beyond_ascii_in_a_key": "a.b\u045c = 2,\n# c 2\n",
     "beyond_ascii_behind_a_backslash": 'a = """\\\n \u045c\u00a0"""\n',
+    "beyond_ascii_in_a_value": "a = 1.'\u045c'\n",
     "beyond_ascii": "'\u00e9' = \"\u2028\" # \u00a0\n",
     "control": 'a = "\x01"\n\xef\xbb\xbf',
 }

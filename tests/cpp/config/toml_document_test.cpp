@@ -133,6 +133,8 @@ TEST(TomlDocument, RefusesCharactersBeyondAsciiOutsideOfStringsAndComments) {
   EXPECT_EQ(error_of("\xEF\xBB\xBF\u00e9 = 1"), "run.toml:1:1" + reason);
   EXPECT_EQ(error_of("a = \"\"\"\\\u00e9\"\"\""),
             "run.toml:1:9: expected an escape sequence");
+  EXPECT_EQ(error_of("a = 1.'\u00e9'"), "run.toml:1:8" + reason);
+  EXPECT_EQ(error_of("a = [{b = 2'\u00e9'}]"), "run.toml:1:13" + reason);
   EXPECT_NE(error_of("a = 'x\n\u00e9'").find("run.toml:1:"), std::string::npos);
 }
 
@@ -144,15 +146,16 @@ TEST(TomlDocument, KeepsCharactersBeyondAsciiInStringsAndComments) {
       "c = '''\u00e9''\u2028'''''\n"
       // Behind a line-ending backslash, where toml++ would drop the first one.
       "d = \"\"\"\\  \n \n\t\u00a0\U0001f600\"\"\"\"\"\n"
+      "f.'\u00e9'.g = {h.'\u00e9' = '\u00e9', i = ['\u00e9', {}], '\u00e9' = 1}\n"
       "e = [\"\"\"x\\\n\u045c\"\"\", 1]\n",
       "run.toml");
-  ASSERT_EQ(document.size(), 5);
+  ASSERT_EQ(document.size(), 6);
   EXPECT_EQ(document[0].key, "\u00e9");
   EXPECT_EQ(get<std::string>(document[0].value), "\u00a0");
   EXPECT_EQ(get<std::string>(document[1].value), "\"\u00e9");
   EXPECT_EQ(get<std::string>(document[2].value), "\u00e9''\u2028''");
   EXPECT_EQ(get<std::string>(document[3].value), "\u00a0\U0001f600\"\"");
-  EXPECT_EQ(get<std::string>(get<TomlArray>(document[4].value).at(0)), "x\u045c");
+  EXPECT_EQ(get<std::string>(get<TomlArray>(document[5].value).at(0)), "x\u045c");
 }
 
 }  // namespace
