@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib import import_module
 
 import torch
 
 from torchtitan_cpp import _C, build, dry_run, stopping
-from torchtitan_cpp.checkpoint.failed_saves import FailedSaves
 from torchtitan_cpp.config import JobConfig, config_json, save_config
 from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
@@ -33,16 +32,13 @@ from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.own_optimizers import as_container
-from torchtitan_cpp.parallel import CollectiveError
 from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
 from torchtitan_cpp.run_summary import files_of, summarize
+from torchtitan_cpp.saves import Saves
 from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.training_state import build_checkpointer, collect, load
 from torchtitan_cpp.world import World, build_world
-
-_SECONDS_AFTER_LOSS = 10.0
-"""For a save in the background to end once a rank is lost; most then cannot."""
 
 
 class Trainer:
@@ -125,7 +121,9 @@ class Trainer:
         self._last_result: tuple[int, _C.train.StepResult] | None = None
         self._losses: dict[int, float] = {}
         self.checkpointer = build_checkpointer(self)
-        self.failed_saves = FailedSaves(job_config.checkpoint.max_failed_saves)
+        self.saves = Saves(
+            self.checkpointer, self.world, job_config.checkpoint.max_failed_saves
+        )
         self.load()
         self.replica_check = ReplicaCheck(
             job_config.debug.replica_check_interval,
@@ -165,7 +163,7 @@ class Trainer:
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
         with ExitStack() as stack:
-            stack.enter_context(self.awaiting_save())
+            stack.enter_context(self.saves.awaited())
             finished_step = stack.enter_context(profile_steps(self))
             progress = stack.enter_context(
                 Progress(
@@ -227,35 +225,11 @@ class Trainer:
         due = self._saves_now()
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
-            self._finish_save(final=False)
-            counted = self.failed_saves.counted(
-                final=last_step or stopping,
-                is_durable=lambda: not self.checkpointer.is_saving,
-            )
-            with self.world.patiently(), counted:
+            self.saves.finish(final=False)
+            with self.saves.counted(final=last_step or stopping):
                 self.checkpointer.save(
                     self.step, collect(self), last_step=last_step, stopping=stopping
                 )
-
-    @contextmanager
-    def awaiting_save(self) -> Iterator[None]:
-        """No end of the run, whatever its reason, cuts off a save in the background."""
-        try:
-            yield
-        except BaseException as error:
-            is_lost = isinstance(error, CollectiveError)
-            with self.world.patiently():
-                self.checkpointer.wait_for_save(
-                    seconds=_SECONDS_AFTER_LOSS if is_lost else float("inf")
-                )
-            raise
-        self._finish_save(final=True)
-
-    def _finish_save(self, *, final: bool) -> None:
-        """Wait for the save in the background, if any. Collective."""
-        if self.checkpointer.is_saving:
-            with self.world.patiently(), self.failed_saves.counted(final=final):
-                self.checkpointer.finish()
 
     def _is_last_step(self) -> bool:
         return self.step == self.job_config.training.steps
@@ -275,7 +249,7 @@ class Trainer:
             stopping.is_requested(), self.checkpointer.has_failed
         )
         if failed:
-            self._finish_save(final=False)
+            self.saves.finish(final=False)
         if asked:
             logger.warning("Stopping after step %d, as SIGTERM asks", self.step)
         return bool(asked)
