@@ -135,11 +135,10 @@ class ReplicaCheck:
         """Rank by rank the hashes of what it shares with others, int64."""
         own = torch.zeros(self._width, dtype=torch.int64)
         own[: len(self._values)] = _C.core.hash_bits(self._values)
-        everything = torch.empty(
-            self._ranks.world_size * self._width, dtype=torch.int64
-        )
+        own = own.to(self._world.device)  # where the group communicates
+        everything = own.new_empty(self._ranks.world_size * self._width)
         self._world.groups["world"].all_gather(everything, own).wait()
-        return everything
+        return everything.cpu()
 
     def _describe(
         self, differing: Sequence[_Copies], hashes: Sequence[Sequence[int]]
