@@ -20,7 +20,6 @@ from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
-from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.input_data import (
     Batch,
     batches_of,
@@ -34,7 +33,7 @@ from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.own_optimizers import as_container
 from torchtitan_cpp.parallel import CollectiveError
-from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
+from torchtitan_cpp.replica_check import build_replica_check
 from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.step_profilers import profile_steps
 from torchtitan_cpp.train_spec import get_train_spec
@@ -127,12 +126,7 @@ class Trainer:
         self.checkpointer = build_checkpointer(self)
         self.failed_saves = FailedSaves(job_config.checkpoint.max_failed_saves)
         self.load()
-        self.replica_check = ReplicaCheck(
-            job_config.debug.replica_check_interval,
-            [s for group in self.model.applied.groups for s in group.shards],
-            GroupRanks(self.world),
-            self.world,
-        )
+        self.replica_check = build_replica_check(self)
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
 
@@ -380,13 +374,8 @@ class Trainer:
 
     def check_replicas(self) -> None:
         """Raise ReplicaError, where it is due, if copies of weights differ."""
-        if not self.replica_check.is_due(self.step):
-            return
-        try:
+        if self.replica_check.is_due(self.step):
             self.replica_check.check(self.step)
-        except ReplicaError:
-            self.checkpointer.forbid_saving("replicas of weights differ")
-            raise
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
