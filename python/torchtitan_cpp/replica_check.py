@@ -17,7 +17,7 @@ import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.errors import Explained
-from torchtitan_cpp.training_state import GroupRanks
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.world import World
 
 if TYPE_CHECKING:

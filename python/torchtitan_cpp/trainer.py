@@ -185,8 +185,7 @@ class Trainer:
                 self.world.begin_step(self.step)
                 self.train_step(microbatches)
                 self.check_replicas()
-                has_to_stop = self.should_stop()
-                takes_long = self._saves_now()
+                has_to_stop, takes_long = self.should_stop(), self._saves_now()
                 self.save(stopping=has_to_stop)
                 if has_to_stop:
                     break
@@ -217,7 +216,7 @@ class Trainer:
         """Save where it is due, or in any case when the run is asked to stop."""
         if not self.job_config.checkpoint.enable:
             return
-        last_step = self._is_last_step()
+        last_step = self.step == self.job_config.training.steps
         due = self._saves_now()
         if due or (stopping and not self.job_config.checkpoint.load_only):
             self.check_finite()
@@ -251,12 +250,10 @@ class Trainer:
             with self.world.patiently(), self.failed_saves.counted(final=final):
                 self.checkpointer.finish()
 
-    def _is_last_step(self) -> bool:
-        return self.step == self.job_config.training.steps
-
     def _saves_now(self) -> bool:
         """Whether a save is due, asked to stop or not; the same on all ranks."""
-        return self.checkpointer.should_save(self.step, last_step=self._is_last_step())
+        last_step = self.step == self.job_config.training.steps
+        return self.checkpointer.should_save(self.step, last_step=last_step)
 
     def should_stop(self) -> bool:
         """Whether any rank got SIGTERM; the same answer on all ranks.
