@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,12 @@ import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.errors import Explained
+from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.world import World
 
 if TYPE_CHECKING:
     from torchtitan_cpp.checkpoint.state import Ranks
+    from torchtitan_cpp.trainer import Trainer
 
 _KEY_BYTES = 8
 
@@ -48,6 +50,7 @@ class ReplicaCheck:
             parallelism does not divide.
         ranks: all ranks of the run, to learn what they hold.
         world: with the group that they compare over.
+        on_difference: called before the error is raised.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class ReplicaCheck:
         shards: Sequence[_C.nn.ParameterShard],
         ranks: Ranks,
         world: World,
+        on_difference: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_difference = on_difference
         self._interval = interval
         self._world = world
         self._ranks = ranks
@@ -89,6 +94,7 @@ class ReplicaCheck:
         if differs.any():
             numbers = set(self._pairs[2][differs].tolist())
             differing = [self._copies[number] for number in sorted(numbers)]
+            self._on_difference()
             rows = hashes.view(-1, self._width).tolist()
             raise ReplicaError(f"step {step}: {self._describe(differing, rows)}")
 
@@ -169,6 +175,17 @@ class ReplicaCheck:
             f"the copies of {names[first.key]} differ{more}: {who}. Something other "
             "than training has changed them; go on from a checkpoint"
         )
+
+
+def build_replica_check(trainer: Trainer) -> ReplicaCheck:
+    """Of all weights of the run; nothing is saved once it has found a difference."""
+    return ReplicaCheck(
+        trainer.job_config.debug.replica_check_interval,
+        [shard for group in trainer.model.applied.groups for shard in group.shards],
+        GroupRanks(trainer.world),
+        trainer.world,
+        lambda: trainer.checkpointer.forbid_saving("replicas of weights differ"),
+    )
 
 
 def _key(shard: _C.nn.ParameterShard) -> str:

@@ -19,7 +19,6 @@ from torchtitan_cpp.determinism import agree_on_seed, set_determinism
 from torchtitan_cpp.evaluation import build_validator
 from torchtitan_cpp.finite import NotFiniteError, describe
 from torchtitan_cpp.garbage_collection import GarbageCollection
-from torchtitan_cpp.group_ranks import GroupRanks
 from torchtitan_cpp.input_data import (
     Batch,
     batches_of,
@@ -32,7 +31,7 @@ from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
 from torchtitan_cpp.own_optimizers import as_container
-from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
+from torchtitan_cpp.replica_check import build_replica_check
 from torchtitan_cpp.run_summary import files_of, summarize
 from torchtitan_cpp.saves import Saves
 from torchtitan_cpp.step_profilers import profile_steps
@@ -125,12 +124,7 @@ class Trainer:
             self.checkpointer, self.world, job_config.checkpoint.max_failed_saves
         )
         self.load()
-        self.replica_check = ReplicaCheck(
-            job_config.debug.replica_check_interval,
-            [s for group in self.model.applied.groups for s in group.shards],
-            GroupRanks(self.world),
-            self.world,
-        )
+        self.replica_check = build_replica_check(self)
         self._report_config()
         logger.info("%s", "\n" + format_summary(summarize(self)))
 
@@ -189,8 +183,7 @@ class Trainer:
                 self.world.begin_step(self.step)
                 self.train_step(microbatches)
                 self.check_replicas()
-                has_to_stop = self.should_stop()
-                takes_long = self._saves_now()
+                has_to_stop, takes_long = self.should_stop(), self._saves_now()
                 self.save(stopping=has_to_stop)
                 if has_to_stop:
                     break
@@ -354,13 +347,8 @@ class Trainer:
 
     def check_replicas(self) -> None:
         """Raise ReplicaError, where it is due, if copies of weights differ."""
-        if not self.replica_check.is_due(self.step):
-            return
-        try:
+        if self.replica_check.is_due(self.step):
             self.replica_check.check(self.step)
-        except ReplicaError:
-            self.checkpointer.forbid_saving("replicas of weights differ")
-            raise
 
     def evaluate(
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor

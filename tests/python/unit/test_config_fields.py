@@ -223,7 +223,7 @@ def test_defaults_are_those_of_torchtitan_where_a_change_would_be_noticed():
         "validation.steps": -1,
     }
     assert {name: defaults[name] for name in theirs} == theirs
-    assert len(defaults) == 149 + 6  # v0.2.2's fields and those of the test below
+    assert len(defaults) == 149 + 7  # v0.2.2's fields and those of the test below
 
 
 def test_the_json_of_a_config_is_plain(tmp_path):
