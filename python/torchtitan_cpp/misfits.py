@@ -91,6 +91,9 @@ def _misfits_of_python(config: JobConfig) -> dict[str, str]:
 
 
 def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
+    size = config.parallelism.pipeline_parallel_microbatch_size
+    if config.training.local_batch_size % size:
+        return {}  # told already: that needs no model
     try:
         pipeline = plan_pipeline(config, modules_of(model))
     except Misfit as misfit:

@@ -193,7 +193,8 @@ def _from_file(p: Any, num_microbatches: int) -> _C.plan.Schedule:
             field,
             f"{path} has {schedule.num_microbatches} microbatches, but "
             f"training.local_batch_size / pipeline_parallel_microbatch_size is "
-            f"{num_microbatches}",
+            f"{num_microbatches}; training.local_batch_size = "
+            f"{schedule.num_microbatches * p.pipeline_parallel_microbatch_size} fits",
         )
     return schedule
 
@@ -207,6 +208,12 @@ def _stages_per_rank(p: Any, facts: Any, num_layers: int) -> int:
                 _P + "module_fqns_per_model_part",
                 f"expected a multiple of pipeline_parallel_degree = {degree} parts, "
                 f"found {parts}",
+            )
+        if p.pipeline_parallel_layers_per_stage is not None:
+            raise Misfit(
+                _P + "pipeline_parallel_layers_per_stage",
+                "has no effect with module_fqns_per_model_part, which says what each "
+                "stage has; leave it out",
             )
         return _fitting(facts, parts // degree, "module_fqns_per_model_part", parts)
     per_stage = p.pipeline_parallel_layers_per_stage
@@ -235,10 +242,13 @@ def _stages_per_rank(p: Any, facts: Any, num_layers: int) -> int:
 def _fitting(facts: Any, per_rank: int, field: str, found: Any) -> int:
     if not _takes(facts, per_rank):
         expected = (facts.stages_per_rank or "at least 2") if facts.multi_stage else 1
+        others = [
+            each.name for each in _C.plan.all_schedules() if _takes(each, per_rank)
+        ]
         raise Misfit(
             _P + field,
             f"the schedule {facts.name} takes {expected} stages a rank, but {found} "
-            f"makes {per_rank}",
+            f"makes {per_rank}, which {', '.join(others) or 'none'} would take",
         )
     return per_rank
 

@@ -309,6 +309,11 @@ class CheckpointManager:
         settings = self._settings
         path = settings.initial_load_path
         if settings.initial_load_in_hf:
+            if "model" not in wanted:
+                raise ValueError(
+                    "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "
+                    "but the model"
+                )
             path = path or self._hf_assets_path
             if not path:
                 raise ValueError(
@@ -320,11 +325,6 @@ class CheckpointManager:
             if not on_first_rank(self._ranks, path, lambda: os.path.isdir(folder)):
                 raise MissingPathError(
                     f"{path} is no folder: expected Hugging Face weights"
-                )
-            if "model" not in wanted:
-                raise ValueError(
-                    "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "
-                    "but the model"
                 )
             loaded = read_hugging_face(
                 path,

@@ -166,9 +166,11 @@ def _undivided(run: Run, length: int) -> str | None:
         divisor *= 2 * p.context_parallel_degree
     if length % divisor == 0:
         return None
+    below = length // divisor * divisor
+    nearest = f"{below} or {below + divisor}" if below else str(divisor)
     return (
         f"expected a multiple of {divisor} (tensor_parallel_degree, and twice "
-        f"context_parallel_degree), found {length}"
+        f"context_parallel_degree), such as {nearest}, found {length}"
     )
 
 
@@ -177,7 +179,14 @@ def _pipeline_microbatch(run: Run) -> str | None:
     size = p.pipeline_parallel_microbatch_size
     if p.pipeline_parallel_degree == 1 or batch % size == 0:
         return None
-    return f"expected a divisor of training.local_batch_size = {batch}, found {size}"
+    return (
+        f"expected a divisor of training.local_batch_size = {batch} "
+        f"({_divisors(batch)}), found {size}"
+    )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _degrees(run: Run) -> str | None:
@@ -193,12 +202,17 @@ def _degrees(run: Run) -> str | None:
     if p.data_parallel_shard_degree == -1:
         return (
             f"expected the other degrees to divide the {run.world_size} ranks, "
-            f"found {names}"
+            f"found {names}; their product may be {_divisors(run.world_size)}"
         )
     product = others * p.data_parallel_shard_degree
     return (
         f"expected degrees whose product is the number of ranks, {run.world_size}, "
-        f"found dp_shard {p.data_parallel_shard_degree} x {names}, together {product}"
+        f"found dp_shard {p.data_parallel_shard_degree} x {names}, together {product}; "
+        + (
+            f"dp_shard {run.world_size // others} fits the others"
+            if run.world_size % others == 0
+            else f"that of the others may be {_divisors(run.world_size)}"
+        )
     )
 
 

@@ -54,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(parser.format_help())
     own, others = parser.parse_known_args(flags)
     try:
+        if own.timeline is not None and own.timeline.suffix != ".svg":
+            raise ValueError(
+                f"--timeline: expected a name that ends in .svg, found {own.timeline}"
+            )
         if own.recorded is not None:
             print(_recorded(own, others))
             return 0

@@ -141,14 +141,14 @@ RULES = [
             "--validation.seq_len=30",
             "--parallelism.tensor_parallel_degree=4",
         ],
-        "validation.seq_len: expected a multiple of 4",
+        "context_parallel_degree), such as 28 or 32, found 30",
     ),
     (
         [
             "--parallelism.pipeline_parallel_degree=2",
             "--parallelism.pipeline_parallel_microbatch_size=3",
         ],
-        "expected a divisor of training.local_batch_size = 8, found 3",
+        "expected a divisor of training.local_batch_size = 8 (1, 2, 4, 8), found 3",
     ),
 ]
 
@@ -169,7 +169,17 @@ def test_a_contradiction_vanishes_without_its_last_flag():
 
 RUNS = [
     (["--parallelism.data_parallel_shard_degree=3"], 4, "found dp_shard 3 x "),
+    (
+        ["--parallelism.data_parallel_shard_degree=3"],
+        4,
+        "together 3; dp_shard 4 fits the others",
+    ),
     (["--parallelism.data_parallel_replicate_degree=3"], 4, "to divide the 4 ranks"),
+    (
+        ["--parallelism.data_parallel_replicate_degree=3"],
+        4,
+        "their product may be 1, 2, 4",
+    ),
     (["--parallelism.data_parallel_replicate_degree=8"], 4, "to divide the 4 ranks"),
     (["--training.global_batch_size=12"], 1, "8 x 1 data ranks = 8, found 12"),
     (["--training.global_batch_size=24"], 2, "8 x 2 data ranks = 16, found 24"),

@@ -124,7 +124,8 @@ P = "parallelism."
         (
             ["pipeline_parallel_layers_per_stage=2"],
             "pipeline_parallel_layers_per_stage",
-            "the schedule 1F1B takes 1 stages a rank, but 2 makes 2",
+            "the schedule 1F1B takes 1 stages a rank, but 2 makes 2, which "
+            "Interleaved1F1B, ",
         ),
         (
             ["pipeline_parallel_degree=9"],
@@ -196,6 +197,15 @@ def test_parts_that_are_not_the_model_are_told(
         plan_pipeline(base, names(2, one_output=True))
     assert raised.value.field == P + "module_fqns_per_model_part"
     assert message in raised.value.message
+
+
+def test_layers_per_stage_beside_named_parts_are_refused() -> None:
+    base = config("--parallelism.pipeline_parallel_layers_per_stage=1")
+    parts = [["tok_embeddings", "layers.0"], ["layers.1", "norm", "output"]]
+    object.__setattr__(base.parallelism, "module_fqns_per_model_part", parts)
+    with pytest.raises(Misfit, match="has no effect with module_fqns") as raised:
+        plan_pipeline(base, names(2, one_output=True))
+    assert raised.value.field == P + "pipeline_parallel_layers_per_stage"
 
 
 class Chain(nn.Module):

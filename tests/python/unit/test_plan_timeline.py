@@ -83,6 +83,9 @@ def test_a_picture_without_rates_or_place_is_refused(
 ):
     assert plan.main([*SMALL, f"--timeline={tmp_path / 'step.svg'}"]) == 2
     assert "--timeline: the picture is of the predicted time" in capsys.readouterr().err
+    assert plan.main([*SMALL, *RATES, f"--timeline={tmp_path / 'step.png'}"]) == 2
+    assert "expected a name that ends in .svg" in capsys.readouterr().err
+    assert not (tmp_path / "step.png").exists()
     nowhere = tmp_path / "nowhere" / "step.svg"
     assert plan.main([*SMALL, *RATES, f"--timeline={nowhere}"]) == 2
     assert str(nowhere) in capsys.readouterr().err
