@@ -19,7 +19,15 @@ TEXTS = documents(20)
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    monkeypatch.setattr("torchtitan_cpp.data.registry.DATASETS", dict(DATASETS))
+    # Other tests of the process may have registered theirs.
+    packaged = {
+        name: dataset
+        for name, dataset in DATASETS.items()
+        if getattr(dataset.loader, "func", dataset.loader).__module__.startswith(
+            "torchtitan_cpp."
+        )
+    }
+    monkeypatch.setattr("torchtitan_cpp.data.registry.DATASETS", packaged)
 
 
 def first_tokens(folder, dataset, **options):
