@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.distributed.pipelining import PipelineStage
@@ -25,30 +25,8 @@ from torchtitan_cpp.nn.stages import keep_modules
 WIDTH = 4
 
 
-class Diary(Protocol):
-    """How often, when and how long the stages of a rank have slept."""
-
-    @property
-    def num_works(self) -> int: ...
-
-    @property
-    def begin(self) -> float:
-        """Of the first work, by one clock for all processes of a machine."""
-
-    @property
-    def end(self) -> float:
-        """Of the last one."""
-
-    @property
-    def busy(self) -> float:
-        """Seconds of all works together."""
-
-    def reset(self) -> None:
-        """Before a step."""
-
-
 class Clock:
-    """Of stages in Python."""
+    """As ``_C.models.sleeping.Diary``, of stages in Python."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -66,6 +44,10 @@ class Clock:
         self.busy += self.end - begin
         self.begin = self.begin or begin
         self.num_works += 1
+
+
+Diary = Clock | _C.models.sleeping.Diary
+"""How often, when and how long the stages of a rank have slept."""
 
 
 class Sleep(torch.autograd.Function):

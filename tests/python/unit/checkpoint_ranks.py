@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -124,6 +124,13 @@ def state_of(
     return TrainingState(
         tensors=entries, scalars=scalars or {}, gathered=gathered or {}
     )
+
+
+def with_unknown_dtype(state: TrainingState) -> TrainingState:
+    """A state that this rank cannot write: no file has the dtype of its last tensor."""
+    bad = torch.zeros((), dtype=torch.complex128)
+    extra = replace(state.tensors[-1], name="bad", local=bad, is_writer=True)
+    return replace(state, tensors=[*state.tensors, extra])
 
 
 def is_box_of(entry: TensorEntry, tensor: torch.Tensor) -> bool:
