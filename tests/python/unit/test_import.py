@@ -1,11 +1,9 @@
-"""Importing the package is quick, starts nothing, and refuses another torch."""
+"""Importing loads only the package, starts nothing, and refuses another torch."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,6 @@ import torch
 import torchtitan_cpp
 from torchtitan_cpp import _C
 from torchtitan_cpp._version_check import check_torch_version
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_extension_was_built_against_the_running_torch() -> None:
@@ -39,13 +35,17 @@ def test_an_extension_that_does_not_load_is_one_clear_error(
         check_torch_version()
 
 
-def test_import_starts_nothing_and_leaves_optional_packages_alone() -> None:
+def test_import_starts_nothing_and_loads_nothing_but_the_package() -> None:
+    # What torch has not loaded already (its compiler, its checkpoints, data sets) is
+    # loaded where it is used: scripts/bench/import_time.py tells what the import takes.
     program = """
 import os, sys, threading, torch
 before = set(sys.modules), threading.active_count(), os.listdir("/proc/self/task")
 import torchtitan_cpp
-new = {name.split(".")[0] for name in set(sys.modules) - before[0]}
-print(sorted(new & {"tokenizers", "datasets", "transformers", "tensorboard", "wandb"}))
+added = set(sys.modules) - before[0]
+own = {name for name in added if name.split(".")[0] == "torchtitan_cpp"}
+print("torchtitan_cpp._C" in own)
+print(sorted(n for n in added - own if n.split(".")[0] not in sys.stdlib_module_names))
 print(threading.active_count() - before[1])
 print(len(os.listdir("/proc/self/task")) - len(before[2]))
 print(torch.distributed.is_initialized())
@@ -53,15 +53,4 @@ print(torch.distributed.is_initialized())
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n") == ["[]", "0", "0", "False", ""]
-
-
-@pytest.mark.slow
-def test_import_takes_at_most_three_tenths_of_a_second_beyond_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench" / "import_time.py"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout)["import_torchtitan_cpp_seconds"] <= 0.3
+    assert done.stdout.split("\n") == ["True", "[]", "0", "0", "False", ""]
