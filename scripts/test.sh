@@ -12,11 +12,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build="$root/build/venv"
 case "${1:-}" in
-  "") ctest_selection=() pytest_selection=() ;;
-  quick)
-    ctest_selection=(-C Quick -L '^quick$')  # whole programs, see tests/cpp/CMakeLists.txt
-    pytest_selection=(-m "not slow")
-    ;;
+  "") ctest_selection=(-C Whole) pytest_selection=() ;;
+  quick) ctest_selection=(-C Quick) pytest_selection=(-m "not slow") ;;
   *) echo "test.sh: expected nothing or 'quick', found '$1'" >&2; exit 2 ;;
 esac
 
@@ -31,8 +28,9 @@ cmake -S . -B "$build" -DTORCHTITAN_TESTS=ON >"$build/configure.log" ||
 cmake --build "$build" --target _C cpp_tests
 
 status=0
+# A program is one test, not a case of it, see tests/cpp/CMakeLists.txt.
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" \
-  "${ctest_selection[@]}" 2>&1 | tee "$build/ctest.log" || status=1
+  -L '^program$' "${ctest_selection[@]}" 2>&1 | tee "$build/ctest.log" || status=1
 # Tests of one file share what they have trained.
 python -m pytest --numprocesses 2 --dist loadfile "${pytest_selection[@]}" </dev/null 2>&1 |
   tee "$build/pytest.log" || status=1
