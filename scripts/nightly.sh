@@ -5,6 +5,7 @@
 #     a user would start it, by torchrun with up to 8 ranks;
 #   * SIGTERM in every phase of a run, to a rank, to all and to the launcher;
 #   * 60 runs that are killed twice and go on with other ranks, in other layouts;
+#   * the memory of large batches beside its prediction, with more checkpointing modes;
 #   * 50 jobs of torchrun that are killed at random times and start again by themselves;
 #   * scripts/durability.sh.
 #
@@ -27,6 +28,7 @@ status=0
 python -m pytest --nightly --verbose --junitxml "$report" "$@" \
   tests/python/integration/test_feature_table.py \
   tests/python/integration/test_stop_requests.py \
+  tests/python/integration/test_plan_memory.py \
   tests/python/integration/test_elastic_resume.py \
   tests/python/integration/test_kills.py </dev/null || status=1
 

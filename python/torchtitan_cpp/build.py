@@ -28,6 +28,7 @@ from torchtitan_cpp.nn.initial_values import (
     make_whole,
     named_values,
 )
+from torchtitan_cpp.nn.on_meta import on_meta
 from torchtitan_cpp.nn.python_model import PythonModel, Stage, load_whole
 from torchtitan_cpp.nn.stages import drop_parameters, keep_modules
 from torchtitan_cpp.optim import OptimizersContainer
@@ -84,7 +85,7 @@ def build_model(
     args = copy.deepcopy(spec.model_args[job_config.model.flavor])
     args.update_from_config(job_config)
     master_dtype: torch.dtype = getattr(torch, training.dtype)
-    with turn(), torch.device("meta"), default_dtype(master_dtype):
+    with turn(), on_meta(), default_dtype(master_dtype):
         module = spec.model_cls(args)
     num_params, flops = args.get_nparams_and_flops(module, training.seq_len)
     dtype = getattr(torch, compute_dtype(training))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
 
 from torchtitan_cpp.activation_checkpoint import has_budget_of_compiler
@@ -17,6 +16,7 @@ from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.nn import CppModule
+from torchtitan_cpp.nn.on_meta import on_meta
 from torchtitan_cpp.nn.stages import shared_between
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
@@ -64,7 +64,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
     )
     if not asks_model:
         return {}
-    with torch.device("meta"):
+    with on_meta():
         model = spec.model_cls(copy.deepcopy(model_args))
     if not isinstance(model, CppModule):
         misfits = _misfits_of_python(config)

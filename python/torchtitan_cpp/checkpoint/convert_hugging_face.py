@@ -24,6 +24,7 @@ from torchtitan_cpp.checkpoint.state import SingleRank, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config import Loaded
 from torchtitan_cpp.errors import MissingPathError
+from torchtitan_cpp.nn.on_meta import on_meta
 from torchtitan_cpp.train_spec import get_train_spec
 
 _ALONE = SingleRank()
@@ -134,7 +135,7 @@ def _model_of(loaded: Loaded) -> _Model:
     of_run = config.job.config_file or loaded.origin("training.seq_len").kind == "flag"
     if of_run:
         args.update_from_config(config)  # else the length is the flavor's own
-    with torch.device("meta"):
+    with on_meta():
         module = spec.model_cls(args)
     tensors = {
         name: torch.view_as_real(tensor) if tensor.is_complex() else tensor

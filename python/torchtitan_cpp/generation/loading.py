@@ -29,6 +29,7 @@ from torchtitan_cpp.logging import logger
 from torchtitan_cpp.model_choice import load_config_of_model
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.initial_values import default_dtype, make_whole
+from torchtitan_cpp.nn.on_meta import on_meta
 from torchtitan_cpp.rank_thread import turn
 from torchtitan_cpp.train_spec import TrainSpec, get_train_spec
 from torchtitan_cpp.world import World, build_world
@@ -117,7 +118,7 @@ def _build(
 ) -> tuple[nn.Module, list[list[torch.Tensor]] | None, list[TensorEntry]]:
     """The module, this rank's pieces if it is divided, and what is to be loaded."""
     axis = world.groups["tp"]
-    with turn(), torch.device("meta"), default_dtype(dtype):
+    with turn(), on_meta(), default_dtype(dtype):
         module = spec.model_cls(args)
     if not isinstance(module, CppModule):
         if axis.size > 1:

@@ -146,11 +146,11 @@ def test_of_context_ranks(
 @pytest.mark.parametrize(
     ("ranks", "flavor", "rows", "mode"),
     [
-        (1, "debugmodel", 8, "none"),
         (2, "debugmodel", 8, "none"),
-        (2, "debugmodel", 8, "full"),
-        (2, "debugmodel", 8, "selective 2"),
         (2, "medium", 2, "none"),
+        pytest.param(1, "debugmodel", 8, "none", marks=pytest.mark.nightly),
+        pytest.param(2, "debugmodel", 8, "full", marks=pytest.mark.nightly),
+        pytest.param(2, "debugmodel", 8, "selective 2", marks=pytest.mark.nightly),
     ],
 )
 def test_of_a_large_batch(

@@ -38,6 +38,7 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 TRAIN = "torchtitan_cpp.train"
+MANY_RANKS = re.compile(rf"torchrun --nproc_per_node ([4-8]) -m {TRAIN}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,9 @@ def test_bash_block_runs(block: Block, tmp_path: Path) -> None:
         flags = block.marker.partition(", adding ")[2]
         code = code.replace(f"-m {TRAIN}", f"-m {TRAIN} {flags}")
         assert flags in code
+    # More than two ranks are threads here: processes would take most of the time.
+    threads = rf"NGPU=\1 python -m {TRAIN} --comm.mode local_tensor"
+    code = MANY_RANKS.sub(threads, code)
     tools = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code],

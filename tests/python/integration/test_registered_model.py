@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from training_runs import run
 
 ROOT = Path(__file__).parents[3]
 FLAGS = (
     "--experimental.custom_import=my_model",
     "--model.name=my_model",
     "--model.flavor=small",
+    "--training.dataset=python_stdlib",
     "--training.local_batch_size=2",
     "--training.seq_len=64",
     "--metrics.log_freq=1",
@@ -33,26 +32,18 @@ def example() -> str:
     return found.group(1)
 
 
-def train(folder: Path, *flags: str, ranks: int = 1, fails: bool = False) -> str:
-    """Run the trainer where ``my_model.py`` lies; its output."""
-    python = [sys.executable, "-m"]
-    if ranks > 1:
-        python += ["torch.distributed.run", "--standalone"]
-        python += [f"--nproc_per_node={ranks}", "-m"]
-    paths = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [*python, "torchtitan_cpp.train", *FLAGS, *flags],
-        cwd=folder,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, output
-    return output
+def train(
+    folder: Path, name: str, *flags: str, ranks: int = 1, fails: bool = False
+) -> str:
+    """Train what ``my_model.py`` registers, with files in ``folder / name``.
+
+    Returns:
+        the output of all ranks.
+    """
+    flags = (*FLAGS, *flags)
+    done = run(folder / name, *flags, ranks=ranks, fails=fails, PYTHONPATH=str(folder))
+    assert any(done.exit_codes) == fails, done.output
+    return done.output
 
 
 def losses(folder: Path) -> list[float]:
@@ -75,9 +66,9 @@ def test_the_example_is_short() -> None:
 @pytest.mark.slow
 def test_it_trains_alike_on_one_rank_and_on_two(folder: Path) -> None:
     shared = ("--training.steps=25", "--optimizer.lr=3e-3")
-    train(folder, *shared, "--job.dump_folder=one", "--training.global_batch_size=4")
+    train(folder, "one", *shared, "--training.global_batch_size=4")
     full = "--activation_checkpoint.mode=full"
-    train(folder, *shared, "--job.dump_folder=two", full, ranks=2)
+    train(folder, "two", *shared, full, ranks=2)
     one, two = losses(folder / "one"), losses(folder / "two")
     assert len(one) == len(two) == 25
     assert sum(one[-5:]) / 5 < one[0] - 0.5
@@ -92,9 +83,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
         "--checkpoint.no-last_save_model_only",
         "--lr_scheduler.decay_ratio=0",
     )
-    train(folder, *saving, "--training.steps=6", "--job.dump_folder=whole")
-    train(folder, *saving, "--training.steps=3", "--job.dump_folder=cut")
-    train(folder, *saving, "--training.steps=6", "--job.dump_folder=cut")
+    train(folder, "whole", *saving, "--training.steps=6")
+    train(folder, "cut", *saving, "--training.steps=3")
+    train(folder, "cut", *saving, "--training.steps=6")
     assert losses(folder / "cut") == losses(folder / "whole")
 
 
@@ -103,14 +94,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
 )
 def test_compiled_layers_train_alike(folder: Path, backend: str) -> None:
     shared = ("--training.steps=3", "--activation_checkpoint.mode=full")
-    train(folder, *shared, "--job.dump_folder=plain")
-    output = train(
-        folder,
-        *shared,
-        "--compile.enable",
-        f"--compile.backend={backend}",
-        "--job.dump_folder=compiled",
-    )
+    train(folder, "plain", *shared)
+    compiling = ("--compile.enable", f"--compile.backend={backend}")
+    output = train(folder, "compiled", *shared, *compiling)
     assert f"{backend} compiles each layer and the loss at the first call" in output
     expected = losses(folder / "plain")
     assert losses(folder / "compiled") == pytest.approx(expected, rel=1e-4)
@@ -118,19 +104,19 @@ def test_compiled_layers_train_alike(folder: Path, backend: str) -> None:
 
 def test_what_needs_a_compiler_says_so(folder: Path) -> None:
     budget = ("--training.steps=1", "--activation_checkpoint.mode=memory_budget")
-    output = train(folder, *budget, fails=True)
+    output = train(folder, "refused", *budget, fails=True)
     assert (
         "memory_budget needs compile.enable, with model in compile.components" in output
     )
     backend = "--compile.backend=aot_eager"
-    output = train(folder, *budget, "--compile.enable", backend)
+    output = train(folder, "compiled", *budget, "--compile.enable", backend)
     assert "memory budget 0.5, by the compiler" in output
 
 
 def test_a_function_that_applies_parallelism_is_refused(folder: Path) -> None:
     source = example().replace("state_dict_adapter=None", "parallelize_fn=print")
     (folder / "my_model.py").write_text(source)
-    output = train(folder, "--training.steps=1", fails=True)
+    output = train(folder, "refused", "--training.steps=1", fails=True)
     assert "parallelize_fn: expected None or tensor_parallel_plan(" in output
     assert "found print; a function that applies" in output
     assert "data_parallel_shard_degree" in output

@@ -238,7 +238,8 @@ def become_rank(environment: dict[str, str], output: str) -> None:
     """Make this process one that torchrun started, with one thread.
 
     Args:
-        environment: replaces the variables that torchrun sets.
+        environment: replaces the variables that torchrun sets; a folder that
+            PYTHONPATH names there is searched for modules first.
         output: file that stdout and stderr go to.
     """
     for name in (
@@ -247,6 +248,8 @@ def become_rank(environment: dict[str, str], output: str) -> None:
     ):
         os.environ.pop(name, None)
     os.environ.update(environment)
+    if "PYTHONPATH" in environment:
+        sys.path.insert(0, environment["PYTHONPATH"])
     os.environ["OMP_NUM_THREADS"] = "1"
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     os.dup2(descriptor, 1)
