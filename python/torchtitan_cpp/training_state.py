@@ -48,8 +48,12 @@ def build_checkpointer(trainer: Trainer) -> CheckpointManager:
     )
 
 
-def collect(trainer: Trainer) -> TrainingState:
-    """The state behind the step that has just ended, by reference: no copies."""
+def collect(trainer: Trainer, *, loading: bool = False) -> TrainingState:
+    """The state behind the step that has just ended, by reference: no copies.
+
+    Args:
+        loading: it is to be filled.
+    """
     with turn():
         gathered: dict[str, Any] = {"rng": _rng_state()}
     if hasattr(trainer.dataloader, "state_dict"):
@@ -69,7 +73,7 @@ def collect(trainer: Trainer) -> TrainingState:
         tensors=tensor_entries(trainer),
         scalars=scalars,
         gathered=gathered,
-        torch_settings=torch_settings(trainer) if is_dcp else None,
+        torch_settings=torch_settings(trainer) if is_dcp or loading else None,
     )
 
 
@@ -79,7 +83,7 @@ def load(trainer: Trainer) -> None:
     if isinstance(own, OwnOptimizers):
         own.make_state()
     with trainer.world.patiently():
-        loaded = trainer.checkpointer.load(collect(trainer))
+        loaded = trainer.checkpointer.load(collect(trainer, loading=True))
     if loaded is not None:
         restore(trainer, loaded)
     if isinstance(own, OwnOptimizers):
@@ -131,20 +135,34 @@ def _data_state(trainer: Trainer, states: list[Any]) -> Any:
 
 def tensor_entries(trainer: Trainer) -> list[TensorEntry]:
     """Parameters, persistent buffers and optimizer moments of this rank."""
-    entries = []
-    shards = {
-        shard.name: shard
-        for group in trainer.model.applied.groups
-        for shard in group.shards
-    }
-    for shard in shards.values():
-        entries.append(_entry(shard, shard.name, "model", shard.value))
-    entries += _buffer_entries(trainer.model.module, trainer.world)
-    for moment, by_name in trainer.optimizers.state().items():
-        for name, tensor in by_name.items():
-            full_name = f"optimizer.{moment}.{name}"
-            entries.append(_entry(shards[name], full_name, "optimizer", tensor))
-    return entries
+    return model_entries(trainer) + moment_entries(trainer)
+
+
+def model_entries(trainer: Trainer) -> list[TensorEntry]:
+    """Parameters and persistent buffers of this rank."""
+    shards = _shards(trainer).values()
+    entries = [_entry(shard, shard.name, "model", shard.value) for shard in shards]
+    return entries + _buffer_entries(trainer.model.module, trainer.world)
+
+
+def moment_entries(trainer: Trainer) -> list[TensorEntry]:
+    """Optimizer moments of this rank.
+
+    Raises:
+        ValueError: for an optimizer of the user's own whose state has no pieces.
+    """
+    shards = _shards(trainer)
+    return [
+        _entry(shards[name], f"optimizer.{moment}.{name}", "optimizer", tensor)
+        for moment, by_name in trainer.optimizers.state().items()
+        for name, tensor in by_name.items()
+    ]
+
+
+def _shards(trainer: Trainer) -> dict[str, _C.nn.ParameterShard]:
+    """By name."""
+    groups = trainer.model.applied.groups
+    return {shard.name: shard for group in groups for shard in group.shards}
 
 
 def _entry(

@@ -49,7 +49,7 @@ class Debug:
     moe_force_load_balance: bool = False
     """Send tokens to experts in turn. No effect in models without experts."""
     replica_check_interval: NonNegative = 0
-    """Not v0.2.2's: steps between comparisons of weights that ranks share; 0: none."""
+    """Not v0.2.2's: steps between comparisons of what ranks hold alike; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

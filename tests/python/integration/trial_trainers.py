@@ -86,6 +86,17 @@ class FlippingNormTrainer(FlippingTrainer):
     part = "norm.weight"
 
 
+class FlippingMomentTrainer(FlippingTrainer):
+    """As FlippingTrainer, a higher bit of a moment, which no rounding takes away."""
+
+    def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        if self.step == 3 and self.world.rank == int(os.environ["FLIPPED"]):
+            moments = self.optimizers.state()["exp_avg"]
+            value = next(moments[name] for name in moments if self.part in name)
+            value.view(-1).view(torch.int32)[1] ^= 1 << 22
+        Trainer.train_step(self, microbatches)
+
+
 class ElasticTrainer(Trainer):
     """Writes which rows each step reads and what it loads and saves, and dies.
 
@@ -149,6 +160,7 @@ TRIAL_TRAINERS: dict[str, type[Trainer]] = {
     "phases": PhaseTrainer,
     "idle": IdleTrainer,
     "flipping": FlippingTrainer,
+    "flipping_moment": FlippingMomentTrainer,
     "flipping_norm": FlippingNormTrainer,
     "elastic": ElasticTrainer,
 }
