@@ -15,6 +15,10 @@ class UnusablePathError(Explained, ValueError):
     """A path that the configuration names holds nothing that can be used."""
 
 
+class SettingError(Explained, ValueError):
+    """A value of the configuration that does not fit the run that was built of it."""
+
+
 def needs_traceback(error: BaseException) -> bool:
     """Whether the place in the code may help: not if the message tells all.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torchtitan_cpp.checkpoint.state import Json, Ranks
-from torchtitan_cpp.errors import Explained
+from torchtitan_cpp.errors import Explained, UnusablePathError
 
 Value = TypeVar("Value", bound=Json)
 
@@ -53,27 +53,35 @@ def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Valu
         cause = error
         answer = json.dumps({"error": str(error) or type(error).__name__})
     answers = [json.loads(data) for data in ranks.all_gather_bytes(answer.encode())]
-    errors = [
-        f"rank {rank}: {reply['error']}" if len(answers) > 1 else str(reply["error"])
+    errors = {
+        rank: str(reply["error"])
         for rank, reply in enumerate(answers)
         if "error" in reply
-    ]
+    }
     if errors:
-        more = f"; and {len(errors) - 3} more ranks" if len(errors) > 3 else ""
-        raise CheckpointError(f"{what}: {'; '.join(errors[:3])}{more}") from cause
+        raise CheckpointError(f"{what}: {_together(errors, len(answers))}") from cause
     return [reply["value"] for reply in answers]
+
+
+def _together(errors: Mapping[int, str], num_ranks: int) -> str:
+    if len(errors) == num_ranks and len(set(errors.values())) == 1:
+        return errors[0]
+    shown = [f"rank {rank}: {error}" for rank, error in list(errors.items())[:3]]
+    more = f"; and {len(errors) - 3} more ranks" if len(errors) > 3 else ""
+    return "; ".join(shown) + more
 
 
 def all_valid(ranks: Ranks, what: str, check: Callable[[], None]) -> None:
     """Run a check of what the user gave on every rank. Collective.
 
     Raises:
-        ValueError: on all ranks, if any rank's check raised, as in ``all_agree``.
+        UnusablePathError: on all ranks, if any rank's check raised, as in
+            ``all_agree``.
     """
     try:
         all_agree(ranks, what, check)
     except CheckpointError as error:
-        raise ValueError(str(error)) from error
+        raise UnusablePathError(str(error)) from error
 
 
 def on_first_rank(ranks: Ranks, what: str, action: Callable[[], Value]) -> Value:

@@ -15,6 +15,7 @@ from torchtitan_cpp.checkpoint.state_dict_adapter import (
     BaseStateDictAdapter,
     try_on_shapes,
 )
+from torchtitan_cpp.errors import UnusablePathError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,11 @@ def open_source(
 def check_shapes(
     path: str, source: WeightSource, entries: Iterable[TensorEntry]
 ) -> None:
-    """Raise ValueError for the first weight whose shape is not the model's."""
+    """Raise UnusablePathError for the first weight of another shape than here."""
     for entry in entries:
         head = source.heads.get(entry.name)
         if head is not None and head.shape != entry.global_shape:
-            raise ValueError(
+            raise UnusablePathError(
                 f"{path}: {entry.name} has the shape {head.shape}, the model "
                 f"{entry.global_shape}"
             )
@@ -107,7 +108,7 @@ class _TableSource(WeightSource):
             heads[name] = Head(shape=shape, dtype=folder.dtype(hf_name))
         if unknown:
             more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise ValueError(f"{folder.path}: {'; '.join(unknown[:5])}{more}")
+            raise UnusablePathError(f"{folder.path}: {'; '.join(unknown[:5])}{more}")
 
     def read_box(
         self, name: str, *, offset: Sequence[int], size: Sequence[int]

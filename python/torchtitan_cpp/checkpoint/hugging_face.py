@@ -19,6 +19,7 @@ from torchtitan_cpp.checkpoint.quantized import (
     touched_blocks,
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
+from torchtitan_cpp.errors import MissingPathError, UnusablePathError
 from torchtitan_cpp.logging import logger
 
 SINGLE_NAME = "model.safetensors"
@@ -49,7 +50,7 @@ class HuggingFaceFolder:
                 self._open(SINGLE_NAME).entries.keys(), SINGLE_NAME
             )
         else:
-            raise FileNotFoundError(
+            raise MissingPathError(
                 f"{path}: holds neither {INDEX_NAME} nor {SINGLE_NAME}"
             )
         for file in dict.fromkeys(self._file_of.values()):
@@ -63,7 +64,7 @@ class HuggingFaceFolder:
                 )
         if missing := [name for name in self._file_of if name not in self._entries]:
             name = missing[0]
-            raise ValueError(f"{index}: {name} is not in {self._file_of[name]}")
+            raise UnusablePathError(f"{index}: {name} is not in {self._file_of[name]}")
         self._pair_scales(quantized)
 
     def __iter__(self) -> Iterator[str]:
@@ -104,7 +105,7 @@ class HuggingFaceFolder:
                 block=self._block,
             )
         except ValueError as error:
-            raise ValueError(f"{self.path}: {scales}: {error}") from None
+            raise UnusablePathError(f"{self.path}: {scales}: {error}") from None
 
     def _stored(
         self, name: str, offset: Sequence[int], size: Sequence[int]
@@ -124,12 +125,12 @@ class HuggingFaceFolder:
         self._scales_of = pair_scales(self.path, self._entries, self._block)
         self._hidden = frozenset(self._scales_of.values())
         if quantized is False and self._scales_of:
-            raise ValueError(
+            raise UnusablePathError(
                 f"{self.path}: {next(iter(self._scales_of))} is quantized to float8; "
                 "set checkpoint.initial_load_in_hf_quantized"
             )
         if quantized and not self._scales_of:
-            raise ValueError(
+            raise UnusablePathError(
                 f"{self.path}: holds no float8 weights with scales; leave out "
                 "checkpoint.initial_load_in_hf_quantized"
             )
@@ -137,7 +138,12 @@ class HuggingFaceFolder:
     def _open(self, file: str) -> _C.storage.SafetensorsReader:
         if file not in self._readers:
             path = os.path.join(self.path, file)
-            self._readers[file] = _C.storage.SafetensorsReader(path)
+            try:
+                self._readers[file] = _C.storage.SafetensorsReader(path)
+            except FileNotFoundError:
+                raise MissingPathError(f"{path} does not exist") from None
+            except ValueError as error:
+                raise UnusablePathError(str(error)) from None
         return self._readers[file]
 
 
@@ -159,16 +165,18 @@ def _read_weight_map(path: str) -> dict[str, str]:
         try:
             index = json.load(file)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UnusablePathError(f"{path}: {error}") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f'{path}: expected an object "weight_map" of names to files')
+        raise UnusablePathError(
+            f'{path}: expected an object "weight_map" of names to files'
+        )
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str):
-            raise ValueError(f"{path}: expected a file name for {name}")
+            raise UnusablePathError(f"{path}: expected a file name for {name}")
         _C.storage.check_plain_name(file_name, where=f"{path}: {name}")
         if not file_name.endswith(".safetensors"):
-            raise ValueError(
+            raise UnusablePathError(
                 f"{path}: expected a .safetensors file for {name}, found {file_name!r}"
             )
     return dict(weight_map)

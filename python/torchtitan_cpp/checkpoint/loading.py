@@ -12,6 +12,7 @@ from torchtitan_cpp.checkpoint.conversion import (
     fill_entries,
     open_source,
 )
+from torchtitan_cpp.checkpoint.dcp.settings import tell_other_settings
 from torchtitan_cpp.checkpoint.manifest import Manifest
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.selection import Candidate, verify_weights
@@ -22,6 +23,7 @@ from torchtitan_cpp.checkpoint.state import (
     TrainingState,
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.errors import UnusablePathError
 from torchtitan_cpp.logging import logger
 
 _OURS_ALONE = frozenset({"dataloader", "rng"})
@@ -77,6 +79,9 @@ def read_checkpoint(
             f"{path} was written by another program: the data starts at its beginning, "
             "random numbers at debug.seed"
         )
+    settings = state.torch_settings if candidate.is_foreign else None
+    if settings and "optimizer" in parts and ranks.rank == 0:
+        tell_other_settings(path, settings)
     starts_over = "train_state" in state.parts and "train_state" not in wanted
     return LoadedState(
         step=manifest.step if is_full and not starts_over else 0,
@@ -131,13 +136,13 @@ def _check_fits(
 ) -> None:
     stored = manifest.tensors[entry.name]
     if stored.shape != entry.global_shape:
-        raise ValueError(
+        raise UnusablePathError(
             f"{path}: {entry.name} has the shape {stored.shape}, the run "
             f"{entry.global_shape}"
         )
     dtype = _C.storage.dtype_name(entry.local.dtype)
     if must_keep_dtype and stored.dtype != dtype:
-        raise ValueError(
+        raise UnusablePathError(
             f"{path}: {entry.name} is stored as {stored.dtype}, the run has {dtype}; a "
             "run goes on in the dtypes it was saved in (weights alone may be cast: "
             "checkpoint.initial_load_path)"

@@ -24,6 +24,7 @@ from torchtitan_cpp.checkpoint.settings import (
     EXPORT_DTYPES,
     check_folder,
     check_settings,
+    missing_folder,
 )
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
@@ -33,7 +34,7 @@ from torchtitan_cpp.checkpoint.state import (
 )
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config.checkpoint import Checkpoint
-from torchtitan_cpp.errors import MissingPathError
+from torchtitan_cpp.errors import SettingError, UnusablePathError
 from torchtitan_cpp.logging import logger
 
 
@@ -184,9 +185,9 @@ class CheckpointManager:
             ValueError: if checkpoints are not enabled or the run has several ranks.
         """
         if not self._settings.enable:
-            raise ValueError("create_seed_checkpoint needs checkpoint.enable = true")
+            raise SettingError("create_seed_checkpoint needs checkpoint.enable = true")
         if self._ranks.world_size != 1:
-            raise ValueError(
+            raise SettingError(
                 "create_seed_checkpoint expects one rank, found "
                 f"{self._ranks.world_size}"
             )
@@ -310,22 +311,20 @@ class CheckpointManager:
         path = settings.initial_load_path
         if settings.initial_load_in_hf:
             if "model" not in wanted:
-                raise ValueError(
+                raise SettingError(
                     "checkpoint.exclude_from_loading: initial_load_in_hf loads nothing "
                     "but the model"
                 )
             path = path or self._hf_assets_path
             if not path:
-                raise ValueError(
+                raise SettingError(
                     "checkpoint.initial_load_in_hf needs checkpoint.initial_load_path "
                     "or model.hf_assets_path"
                 )
             assert self._adapter is not None  # checked with the settings
             folder = path
             if not on_first_rank(self._ranks, path, lambda: os.path.isdir(folder)):
-                raise MissingPathError(
-                    f"{path} is no folder: expected Hugging Face weights"
-                )
+                raise missing_folder(path, "Hugging Face weights")
             loaded = read_hugging_face(
                 path,
                 self._adapter,
@@ -342,12 +341,12 @@ class CheckpointManager:
         )
         candidate = inspect_on_all(path, self._ranks)
         if candidate.manifest.content == "huggingface":
-            raise ValueError(
+            raise UnusablePathError(
                 f"{path} is a Hugging Face folder; set checkpoint.initial_load_in_hf"
             )
         weights_only = settings.initial_load_model_only
         if not weights_only and candidate.manifest.content == "model":
-            raise ValueError(
+            raise UnusablePathError(
                 f"{path} holds the weights only; set checkpoint.initial_load_model_only"
             )
         verify(candidate, self._ranks)
@@ -362,7 +361,7 @@ class CheckpointManager:
         excluded = self._settings.exclude_from_loading
         for name in excluded:
             if name not in state.parts:
-                raise ValueError(
+                raise SettingError(
                     f"checkpoint.exclude_from_loading: no part {name!r}"
                     f"{nearest(name, state.parts)}; the parts are "
                     f"{', '.join(state.parts)}"

@@ -14,6 +14,8 @@ from itertools import pairwise
 
 import torch
 
+from torchtitan_cpp.errors import UnusablePathError
+
 SCALE_SUFFIX = "_scale_inv"
 FLOAT8 = torch.float8_e4m3fn
 _DEFAULT_BLOCK = (128, 128)
@@ -34,7 +36,7 @@ def read_block_size(folder: str) -> tuple[int, int]:
         try:
             config = json.load(file)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UnusablePathError(f"{path}: {error}") from None
     found = config.get("quantization_config") if isinstance(config, dict) else None
     quantization = found if isinstance(found, dict) else {}
     block = quantization.get("weight_block_size", list(_DEFAULT_BLOCK))
@@ -43,7 +45,7 @@ def read_block_size(folder: str) -> tuple[int, int]:
         and len(block) == 2
         and all(isinstance(size, int) and size > 0 for size in block)
     ):
-        raise ValueError(
+        raise UnusablePathError(
             f"{path}: quantization_config.weight_block_size: expected two sizes, "
             f"found {block!r}"
         )
@@ -87,7 +89,7 @@ def pair_scales(
         pairs[name] = scales
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{folder}: {'; '.join(problems[:3])}{more}")
+        raise UnusablePathError(f"{folder}: {'; '.join(problems[:3])}{more}")
     return pairs
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
 from torchtitan_cpp.checkpoint.dcp import METADATA_NAME, is_foreign
-from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
+from torchtitan_cpp.checkpoint.nearest import nearest
+from torchtitan_cpp.checkpoint.state_dict_adapter import (
+    INDEX_NAME,
+    BaseStateDictAdapter,
+)
 from torchtitan_cpp.config.checkpoint import Checkpoint
+from torchtitan_cpp.errors import MissingPathError, SettingError
 
 EXPORT_DTYPES = {
     "float16": torch.float16,
@@ -16,31 +22,55 @@ EXPORT_DTYPES = {
     "float32": torch.float32,
 }
 """By ``checkpoint.export_dtype``."""
+_STEP = re.compile(r"step-(0|[1-9]\d*)")
 
 
 def check_folder(path: str) -> None:
-    """Raise FileNotFoundError unless the folder holds one checkpoint."""
+    """Raise MissingPathError unless the folder holds one checkpoint."""
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"{path} is no folder")
-    if not os.path.exists(os.path.join(path, "manifest.json")) and not is_foreign(path):
-        raise FileNotFoundError(
-            f"{path} holds neither manifest.json nor {METADATA_NAME}; expected one "
-            "checkpoint, such as .../step-100"
-        )
+        raise missing_folder(path, "one checkpoint, such as .../step-100")
+    if os.path.exists(os.path.join(path, "manifest.json")) or is_foreign(path):
+        return
+    names = sorted(os.listdir(path))
+    steps = sorted(int(name[5:]) for name in names if _STEP.fullmatch(name))
+    if steps:
+        shown = ", ".join(f"step-{step}" for step in steps[-3:])
+        hint = f"; in it: {'.., ' if steps[3:] else ''}{shown}"
+    elif INDEX_NAME in names or any(name.endswith(".safetensors") for name in names):
+        hint = "; found weights of Hugging Face: set checkpoint.initial_load_in_hf"
+    else:
+        found = ", ".join([*names[:3], ".."] if names[3:] else names)
+        hint = f"; found {found or 'nothing'}"
+    raise MissingPathError(
+        f"{path} holds neither manifest.json nor {METADATA_NAME}: expected one "
+        f"checkpoint, such as .../step-100{hint}"
+    )
+
+
+def missing_folder(path: str, expected: str) -> MissingPathError:
+    """The error for a folder that the configuration names and that is not there."""
+    if os.path.exists(path):
+        return MissingPathError(f"{path} is no folder: expected {expected}")
+    parent, name = os.path.split(os.path.abspath(path))
+    while not os.path.isdir(parent):  # ends at the root
+        parent, name = os.path.split(parent)
+    held = [each for each in os.listdir(parent) if os.path.isdir(f"{parent}/{each}")]
+    where = f"{parent} has no {name}{nearest(name, held)}"
+    return MissingPathError(f"{path} does not exist: expected {expected}; {where}")
 
 
 def check_settings(settings: Checkpoint, adapter: BaseStateDictAdapter | None) -> None:
-    """Raise ValueError for settings that contradict each other or lack an adapter."""
+    """Raise SettingError for settings that contradict each other or lack an adapter."""
     if settings.last_save_in_hf and not settings.last_save_model_only:
-        raise ValueError(
+        raise SettingError(
             "checkpoint.last_save_in_hf needs checkpoint.last_save_model_only"
         )
     if settings.initial_load_in_hf and not settings.initial_load_model_only:
-        raise ValueError(
+        raise SettingError(
             "checkpoint.initial_load_in_hf needs checkpoint.initial_load_model_only"
         )
     for field in ("last_save_in_hf", "initial_load_in_hf"):
         if getattr(settings, field) and adapter is None:
-            raise ValueError(
+            raise SettingError(
                 f"checkpoint.{field}: the model's TrainSpec has no state_dict_adapter"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from torchtitan_cpp.checkpoint import (
     TensorEntry,
     TrainingState,
 )
+from torchtitan_cpp.errors import needs_traceback
 
 
 def test_the_last_save_holds_the_weights_only_and_is_not_resumed_from(
@@ -100,19 +102,71 @@ def test_the_initial_path_is_used_only_while_the_run_has_no_checkpoint(
     assert load(tmp_path, settings)[0].step == 10
 
 
-def test_an_initial_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    save_steps(tmp_path / "other", 30)
-    for path, text in [
-        (tmp_path / "nothing", "is no folder"),
-        (tmp_path / "other/checkpoint", "such as .../step-100"),
-    ]:
-        settings = replace(ENABLED, initial_load_path=str(path))
-        with pytest.raises(ValueError, match=text):
-            load(tmp_path, settings)
-    flip_bit(tmp_path / "other/checkpoint/step-30/rank-00000.safetensors")
-    path = tmp_path / "other/checkpoint/step-30"
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        load(tmp_path, replace(ENABLED, initial_load_path=str(path)))
+def no_step(folder: Path) -> str:
+    return f"{folder} holds neither manifest.json nor .metadata: expected one"
+
+
+BAD_PATHS: dict[str, Callable[[Path], tuple[Path, str]]] = {
+    "missing": lambda f: (
+        f / "other/checkpoint/step-3",
+        f"/step-3 does not exist: expected one checkpoint, such as .../step-100; "
+        f"{f}/other/checkpoint has no step-3 (nearest: step-30)",
+    ),
+    "parent missing": lambda f: (
+        f / "othr/checkpoint/step-30",
+        f"{f} has no othr (nearest: other)",
+    ),
+    "file": lambda f: (
+        f / "other/checkpoint/step-30/manifest.json",
+        "manifest.json is no folder: expected one checkpoint",
+    ),
+    "folder of checkpoints": lambda f: (
+        f / "other/checkpoint",
+        f"{no_step(f / 'other/checkpoint')} checkpoint, such as .../step-100; in it: "
+        "step-5, step-20, step-30",
+    ),
+    "weights of Hugging Face": lambda f: (
+        f / "weights",
+        "; found weights of Hugging Face: set checkpoint.initial_load_in_hf",
+    ),
+    "something else": lambda f: (f / "other", "step-100; found checkpoint"),
+    "empty": lambda f: (f / "empty", "step-100; found nothing"),
+    "damaged": lambda f: (
+        f / "other/checkpoint/step-20",
+        "rank-00000.safetensors: expected SHA-256",
+    ),
+    "damaged manifest": lambda f: (
+        f / "other/checkpoint/step-5",
+        "manifest.json: does not have the SHA-256 in manifest.sha256",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PATHS)
+def test_an_initial_path_that_is_no_checkpoint_is_one_error_on_all_ranks(
+    kind: str, tmp_path: Path
+) -> None:
+    save_steps(tmp_path / "other", 5, 20, 30)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/model.safetensors").touch()
+    (tmp_path / "empty").mkdir()
+    flip_bit(tmp_path / "other/checkpoint/step-20/rank-00000.safetensors")
+    flip_bit(tmp_path / "other/checkpoint/step-5/manifest.json")
+    path, expected = BAD_PATHS[kind](tmp_path)
+    settings = replace(ENABLED, initial_load_path=str(path))
+
+    def load_it(ranks: Any) -> None:
+        state = state_of(example_tensors(), Grid(rows=2), ranks.rank, zeros=True)
+        manager(tmp_path, settings, ranks=ranks).load(state)
+
+    errors = run_ranks(2, load_it)
+    assert len({str(error) for error in errors}) == 1, errors
+    assert expected in str(errors[0])
+    # Where all ranks see the same, it is said once.
+    assert str(errors[0]).count(expected) == 1
+    for error in errors:
+        assert isinstance(error, ValueError | CheckpointError)
+        assert not needs_traceback(error)
 
 
 def test_a_seed_checkpoint_gives_every_layout_the_same_weights(tmp_path: Path) -> None:

@@ -211,6 +211,39 @@ def test_names_that_differ_are_told_with_the_nearest(tmp_path: Path) -> None:
     assert "holds norm.weight" in text and "which the model does not have" in text
 
 
+def test_settings_that_differ_from_those_of_the_configuration_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="torchtitan_cpp")
+    peer = Peer(seed=1).train(3)
+    path = save_theirs(tmp_path, peer)
+    load_ours(tmp_path, peer, Grid(rows=3))
+    assert caplog.text == ""
+    (group,) = peer.optimizer.param_groups
+    group.update(betas=(0.7, 0.9), eps=1e-6, weight_decay=0.3, lr=5.0)
+    load_ours(tmp_path, peer, Grid(rows=3))  # once, not by every rank
+    found = [record.getMessage() for record in caplog.records]
+    assert found == [
+        f"{path}: saved with {name} {there} for layers.0.weight and 2 more parameters; "
+        f"the configuration has {here} and counts ({flags})"
+        for name, there, here, flags in [
+            ("betas", "(0.8, 0.9)", "(0.7, 0.9)", "optimizer.beta1, optimizer.beta2"),
+            ("eps", "1e-08", "1e-06", "optimizer.eps"),
+            ("weight_decay", "0.2", "0.3", "optimizer.weight_decay"),
+        ]
+    ]
+    # Nothing is said of moments that are not loaded, or of checkpoints of our own.
+    caplog.clear()
+    without = replace(ENABLED, exclude_from_loading=["optimizer"])
+    target = peer.own_state(ONE, 0, zeros=True)
+    manager(tmp_path, without).load(target)
+    own = tmp_path / "own"
+    save_ours(own, peer)
+    group.update(betas=(0.8, 0.9))
+    load_ours(own, peer, ONE)
+    assert caplog.text == ""
+
+
 def test_an_optimizer_that_counts_differently_is_refused(tmp_path: Path) -> None:
     peer = Peer(seed=1).train(3)
     peer.optimizer.state[peer.model.norm.weight]["step"] += 1

@@ -239,7 +239,7 @@ def test_a_folder_that_is_not_there_is_missing_on_all_ranks(tmp_path: Path) -> N
         2, lambda r: load(tmp_path, tmp_path / "x", Grid(rows=2), OwnAdapter, r)
     )
     assert all(isinstance(outcome, FileNotFoundError) for outcome in outcomes)
-    assert "x is no folder" in str(outcomes[1])
+    assert "x does not exist: expected Hugging Face weights" in str(outcomes[1])
 
 
 def test_nothing_but_the_model_comes_from_hugging_face(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchtitan_cpp.checkpoint.dcp.keys import (
     key_of,
     optimizer_state_of,
     own_moment,
+    param_group_of,
     path_of,
 )
 from torchtitan_cpp.checkpoint.dcp.metadata import METADATA_NAME
@@ -64,11 +65,7 @@ def read_foreign(path: str) -> Manifest:
         OSError: if it cannot be read.
     """
     source = os.path.join(path, METADATA_NAME)
-    size = os.path.getsize(source)
-    if size > _MAX_METADATA_BYTES:
-        raise ValueError(f"{source}: {size} bytes are too many")
-    with open(source, "rb") as file:
-        data = file.read()
+    data = _read_bounded(source)
     try:
         table = _table_of(read_metadata(data), path)
         reader = BlobReader(path, [file.name for file in table.files])
@@ -102,6 +99,39 @@ def read_foreign(path: str) -> Manifest:
         scalars=content.scalars if is_full else {},
         gathered={},
     )
+
+
+def read_param_groups(
+    path: str, names: Collection[str]
+) -> dict[str, dict[str, object]]:
+    """Of settings of the optimizer that the folder holds: by name, by parameter.
+
+    Raises:
+        ValueError: for a folder that ``read_foreign`` refuses, or values that are no
+            plain ones.
+        OSError: if it cannot be read.
+    """
+    data = _read_bounded(os.path.join(path, METADATA_NAME))
+    table = _table_of(read_metadata(data), path)
+    reader = BlobReader(path, [file.name for file in table.files])
+    found: dict[str, dict[str, object]] = {}
+    try:
+        for key, box in table.values.items():
+            setting = param_group_of(table.paths[key])
+            if setting is not None and setting[1] in names:
+                value = reader.value(box.file, box.key)
+                found.setdefault(setting[1], {})[setting[0]] = value
+    finally:
+        reader.close()
+    return found
+
+
+def _read_bounded(source: str) -> bytes:
+    size = os.path.getsize(source)
+    if size > _MAX_METADATA_BYTES:
+        raise ValueError(f"{source}: {size} bytes are too many")
+    with open(source, "rb") as file:
+        return file.read()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +283,8 @@ _READ_VALUES = {
     *(("train_state", theirs) for theirs in TRAIN_STATE_KEYS.values()),
     ("lr_scheduler", "last_epoch"),
 }
-"""All others (generators, settings, positions in the data) are never opened."""
+"""All others (generators, positions in the data) are never opened; settings of the
+optimizer only by ``read_param_groups``."""
 
 
 def check_blobs(path: str, manifest: Manifest, *, part: int, num_parts: int) -> None:

@@ -19,6 +19,7 @@ TRAIN_STATE_KEYS = {"step": "step", "num_tokens_seen": "ntokens_seen"}
 Path = tuple[str, ...]
 
 _STATE = "state."
+_PARAM_GROUPS = "param_groups."
 _OWN_PREFIX = "optimizer."
 
 
@@ -48,7 +49,7 @@ def state_path(fqn: str, name: str) -> Path:
 
 def param_group_path(fqn: str, name: str) -> Path:
     """Path of a setting of the optimizer of a parameter."""
-    return ("optimizer", f"param_groups.{fqn}.{name}")
+    return ("optimizer", f"{_PARAM_GROUPS}{fqn}.{name}")
 
 
 def optimizer_state_of(path: Path) -> tuple[str, str] | None:
@@ -56,10 +57,19 @@ def optimizer_state_of(path: Path) -> tuple[str, str] | None:
 
     A path may have more steps than two: an optimizer that was not flattened.
     """
+    return _of_optimizer(path, _STATE)
+
+
+def param_group_of(path: Path) -> tuple[str, str] | None:
+    """Parameter and name of a setting of the optimizer; None for another path."""
+    return _of_optimizer(path, _PARAM_GROUPS)
+
+
+def _of_optimizer(path: Path, prefix: str) -> tuple[str, str] | None:
     rest = ".".join(path[1:])
-    if path[0] != "optimizer" or not rest.startswith(_STATE):
+    if path[0] != "optimizer" or not rest.startswith(prefix):
         return None
-    fqn, dot, name = rest.removeprefix(_STATE).rpartition(".")
+    fqn, dot, name = rest.removeprefix(prefix).rpartition(".")
     return (fqn, name) if dot else None
 
 
