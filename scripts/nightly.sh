@@ -7,6 +7,7 @@
 #   * 60 runs that are killed twice and go on with other ranks, in other layouts;
 #   * the memory of large batches beside its prediction, with more checkpointing modes;
 #   * 50 jobs of torchrun that are killed at random times and start again by themselves;
+#   * a save of every format that is killed or fails at every time it reaches a point;
 #   * scripts/durability.sh.
 #
 # From a bare clone it first makes .venv and builds (scripts/setup.sh).
@@ -47,6 +48,11 @@ for case in ElementTree.parse(sys.argv[1]).iter("testcase"):
     print(f"{result}  {float(case.attrib['time']):6.1f}  {shown or name}")
 PYTHON
 if (($# == 0)); then
+  # The folder of the extension module: what it has compiled is not compiled again.
+  { cmake -S . -B build/venv -DTORCHTITAN_TESTS=ON >build/faults.log &&
+      cmake --build build/venv --target module_with_faults >>build/faults.log &&
+      python tests/durability/formats.py --seed "$RANDOM" \
+        --module build/venv/tests/cpp/durability/_C*.so; } || status=1
   scripts/durability.sh || status=1
 fi
 exit $status

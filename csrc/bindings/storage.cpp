@@ -263,11 +263,6 @@ void bind_storage(py::module_ module) {
       Released(), py::arg("folder"), py::arg("name"),
       "Size in bytes and SHA-256 of a file.");
   module.def(
-      "write_text",
-      [](const std::string& path, const std::string& text) { write_text(path, text); },
-      Released(), py::arg("path"), py::arg("text"),
-      "Create a file with this content (UTF-8), durable on return.");
-  module.def(
       "check_exact_cover",
       [](const std::string& name, const std::vector<int64_t>& shape,
          const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>>&

@@ -1148,9 +1148,6 @@ class storage:
     def verify_files(path: str, *, manifest: str, part: int, num_parts: int) -> None:
         """Compare size and SHA-256 of every num_parts-th file; ValueError names the first
         that differs."""
-    @staticmethod
-    def write_text(path: str, text: str) -> None:
-        """Create a file with this content (UTF-8), durable on return."""
 
 class train:
 

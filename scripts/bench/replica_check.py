@@ -15,6 +15,7 @@ from typing import Any
 
 from torchtitan_cpp.train import main
 from torchtitan_cpp.trainer import Trainer
+from torchtitan_cpp.training_state import tensor_entries
 
 INTERVAL = 10
 
@@ -30,15 +31,10 @@ class TimedTrainer(Trainer):
         checks = self.check_seconds[1:]
         if self.world.rank == 0:
             step, check = statistics.median(steps), statistics.median(checks)
-            numbers = [
-                shard.value.numel()
-                for group in self.model.applied.groups
-                for shard in group.shards
-            ]
             result = {
                 "ranks": self.world.parallel_dims.world_size,
                 "interval": INTERVAL,
-                "parameters_hashed": sum(numbers),
+                "numbers_hashed": sum(entry.numel for entry in tensor_entries(self)),
                 "step_ms": round(1e3 * step, 3),
                 "check_ms": round(1e3 * check, 3),
                 "percent_of_a_step": round(100 * check / (INTERVAL * step), 4),

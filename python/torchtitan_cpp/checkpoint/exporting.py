@@ -19,6 +19,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.adapter_table import HfWeight, TableStateDictAdapter
 from torchtitan_cpp.checkpoint.hugging_face import SINGLE_NAME, by_layer
 from torchtitan_cpp.checkpoint.manifest import StoredFile, StoredTensor
+from torchtitan_cpp.checkpoint.plain_files import write_file
 from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader, dtype_of
 from torchtitan_cpp.checkpoint.state import TensorEntry
 from torchtitan_cpp.checkpoint.state_dict_adapter import (
@@ -124,8 +125,8 @@ def split_by_size(
     return _named(numbers, exported)
 
 
-def write_index(folder: str, files: Sequence[ExportedFile]) -> list[str]:
-    """Write the index that several files need; names of the files written."""
+def write_index(folder: str, files: Sequence[ExportedFile]) -> list[StoredFile]:
+    """Write the index that several files need; what was written."""
     if len(files) == 1:
         return []
     weight_map = {each.name: file.name for file in files for each in file.tensors}
@@ -135,9 +136,8 @@ def write_index(folder: str, files: Sequence[ExportedFile]) -> list[str]:
         },
         "weight_map": dict(sorted(weight_map.items())),
     }
-    path = os.path.join(folder, INDEX_NAME)
-    _C.storage.write_text(path, json.dumps(index, indent=2) + "\n")
-    return [INDEX_NAME]
+    text = json.dumps(index, indent=2) + "\n"
+    return [write_file(folder, INDEX_NAME, [text.encode()])]
 
 
 def _named(

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.manifest import StoredFile
+from torchtitan_cpp.checkpoint.plain_files import parts_of, write_file
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.logging import logger
 
@@ -38,8 +39,8 @@ _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def write_model_files(
     folder: str, adapter: BaseStateDictAdapter, dtype: torch.dtype
-) -> list[str]:
-    """Add to a folder of weights what loads it; names of the files written.
+) -> list[StoredFile]:
+    """Add to a folder of weights what loads it; what was written.
 
     The sizes in ``config.json`` are those of the adapter's ``hf_config()``, if it has
     this method, else the file is that of ``hf_assets_path``; the tokenizer is copied
@@ -75,12 +76,13 @@ def write_model_files(
     if "tokenizer.json" in copied and TOKENIZER not in copied:
         # Else transformers makes the tokenizer of the model's family from the file.
         written[TOKENIZER] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    files = []
     for name, content in written.items():
         text = json.dumps(content, indent=2) + "\n"
-        _C.storage.write_text(os.path.join(folder, name), text)
+        files.append(write_file(folder, name, [text.encode()]))
     for name in copied:
-        _copy(os.path.join(assets, name), os.path.join(folder, name))
-    return [*written, *copied]
+        files.append(write_file(folder, name, parts_of(os.path.join(assets, name))))
+    return files
 
 
 def _special_ids(assets: str, original: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +115,3 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
         logger.warning(f"{path} is left out: {error}")
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _copy(source: str, target: str) -> None:
-    """A durable copy of what the name leads to."""
-    with open(source, "rb") as file, open(target, "xb") as out:
-        while part := file.read(2**22):
-            out.write(part)
-        out.flush()
-        os.fsync(out.fileno())

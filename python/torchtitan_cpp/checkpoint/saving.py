@@ -84,6 +84,7 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
         all_agree(ranks, what, lambda: _check_written(request, state, reports))
         exported: list[Any] = []
         if request.content == "huggingface":
+            all_agree(ranks, what, lambda: _check_stored(staging, reports, ranks))
             exported = all_agree(
                 ranks, what, lambda: _export(request, staging, reports, ranks)
             )
@@ -166,6 +167,20 @@ def _check_written(
             raise ValueError(f"{entry.name}: no rank is its writer")
 
 
+def _check_stored(
+    staging: _Staging, reports: Sequence[Mapping[str, Any]], ranks: Ranks
+) -> None:
+    """Every n-th shard: what is exported is what was written."""
+    files, _ = collect_shards(reports)
+    for file in files[ranks.rank :: ranks.world_size]:
+        sha256 = _C.storage.hash_file(staging.path, file.name)[1]
+        if sha256 != file.sha256:
+            raise ValueError(
+                f"{os.path.join(staging.path, file.name)}: expected SHA-256 "
+                f"{file.sha256}, found {sha256}"
+            )
+
+
 def _plan_export(
     request: SaveRequest,
     staging: _Staging,
@@ -198,14 +213,12 @@ def _finish_export(
     """Rank 0: what else belongs to the folder; all its files, without the shards."""
     assert request.adapter is not None and request.export_dtype is not None
     weights = [StoredFile(**file) for written in exported for file in written]
-    names = [
-        *write_index(staging.path, _plan_export(request, staging, reports)),
-        *write_model_files(staging.path, request.adapter, request.export_dtype),
-    ]
+    index = write_index(staging.path, _plan_export(request, staging, reports))
+    others = write_model_files(staging.path, request.adapter, request.export_dtype)
     for report in reports:
         if report["file"] is not None:
             os.remove(os.path.join(staging.path, report["file"]["name"]))
-    return (*weights, *(_record(staging.path, name) for name in names))
+    return (*weights, *index, *others)
 
 
 def _publish(
@@ -302,8 +315,3 @@ def _tell_differing_buffers(reports: Sequence[Mapping[str, Any]]) -> None:
 def _bytes_of(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().cpu().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()
-
-
-def _record(folder: str, name: str) -> StoredFile:
-    size_bytes, sha256 = _C.storage.hash_file(folder, name)
-    return StoredFile(name=name, size_bytes=size_bytes, sha256=sha256)

@@ -33,6 +33,7 @@ from torchtitan_cpp.checkpoint import (
     StateDictAdapter,
     TensorEntry,
     TrainingState,
+    saving,
 )
 from torchtitan_cpp.errors import needs_traceback
 
@@ -256,3 +257,25 @@ def test_hugging_face_files_hold_buffers_in_their_dtype_or_not_at_all(
     manager(tmp_path, loading, adapter=adapter).load(target)
     assert [int(entry.local) for entry in target.tensors[1:]] == [large, 6]
     assert "does not hold lost: as initialized" in caplog.text
+
+
+def test_what_a_disk_has_changed_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard = saving.write_shard
+
+    def write_damaged(folder: str, *args: Any, **kwargs: Any) -> Any:
+        report: Any = write_shard(folder, *args, **kwargs)
+        flip_bit(Path(folder) / report["file"]["name"])
+        return report
+
+    monkeypatch.setattr(saving, "write_shard", write_damaged)
+    run = manager(
+        tmp_path,
+        replace(ENABLED, last_save_in_hf=True),
+        adapter=PrefixAdapter(None, None),
+    )
+    state = state_of({"w": torch.ones(300)}, ONE, 0)
+    with pytest.raises(CheckpointError, match="rank-00000.*expected SHA-256"):
+        run.save(20, state, last_step=True)
+    assert list((tmp_path / "checkpoint").iterdir()) == []

@@ -33,7 +33,7 @@ def write(folder: Path, **sizes: int) -> list[str]:
     ]
     files = split_by_size(exported, **{"world_size": 1, "min_share_bytes": 0} | sizes)
     records = [file.write(str(folder)) for file in files]
-    return [record.name for record in records] + write_index(str(folder), files)
+    return [each.name for each in records + write_index(str(folder), files)]
 
 
 def read_all(folder: Path) -> dict[str, torch.Tensor]:

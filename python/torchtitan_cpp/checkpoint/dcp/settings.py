@@ -44,7 +44,7 @@ def _differing(
     name: str, found: Mapping[str, object], settings: TorchSettings
 ) -> dict[str, tuple[object, object]]:
     """By parameter what is there and what is here."""
-    differing = {}
+    differing: dict[str, tuple[object, object]] = {}
     for fqn, there in found.items():
         here = settings.param_groups.get(fqn, {}).get(name)
         if here is not None and _numbers(there) != _numbers(here):
