@@ -44,7 +44,7 @@ def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Valu
 
     Raises:
         CheckpointError: on all ranks, if any rank's action raised, with the errors of
-            the ranks that failed (at most three are shown).
+            the ranks that failed (at most three; one, where all say the same).
     """
     cause: Exception | None = None
     try:

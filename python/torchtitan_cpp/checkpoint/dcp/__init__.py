@@ -1,7 +1,8 @@
 """Folders of ``torch.distributed.checkpoint``, with the names that torchtitan uses.
 
 ``writing.py`` and ``metadata.py`` write them, ``foreign.py`` reads those of other
-programs. What is read of a pickle goes through the allow-lists in ``unpickling.py``.
+programs and ``settings.py`` compares what they trained with. What is read of a pickle
+goes through the allow-lists in ``unpickling.py``.
 """
 
 from __future__ import annotations
