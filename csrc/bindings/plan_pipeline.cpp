@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings/module.h"
 #include "plan/passes/transfers.h"
 #include "plan/schedules/csv.h"
@@ -32,6 +34,14 @@ std::vector<std::vector<Span>> to_spans(const Times& times) {
   return spans;
 }
 
+bool overlaps(const Schedule& schedule) {
+  return std::any_of(
+      schedule.ranks.begin(), schedule.ranks.end(), [](const auto& actions) {
+        return std::any_of(actions.begin(), actions.end(),
+                           [](const auto& action) { return action.overlaps_next; });
+      });
+}
+
 void bind_schedules(py::module_& module) {
   py::class_<Schedule>(module, "Schedule",
                        "What each rank of a pipeline does with its stages, in order.")
@@ -40,6 +50,8 @@ void bind_schedules(py::module_& module) {
       .def_property_readonly("num_stages", &Schedule::num_stages)
       .def_property_readonly(
           "num_ranks", [](const Schedule& schedule) { return schedule.ranks.size(); })
+      .def_property_readonly("overlaps", &overlaps,
+                             "Whether it runs forwards together with backwards.")
       .def("to_csv", &schedules::to_csv, WithoutGil(),
            "The schedule in torch's CSV format, a row per rank.")
       .def("forward_only", &schedules::forward_only, WithoutGil(),

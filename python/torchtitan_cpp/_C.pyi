@@ -890,6 +890,9 @@ class plan:
         def num_stages(self) -> int: ...
         @property
         def num_ranks(self) -> int: ...
+        @property
+        def overlaps(self) -> bool:
+            """Whether it runs forwards together with backwards."""
         def to_csv(self) -> str:
             """The schedule in torch's CSV format, a row per rank."""
         def forward_only(self) -> plan.Schedule:

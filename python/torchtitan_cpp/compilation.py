@@ -73,7 +73,7 @@ def compile_misfits(job_config: JobConfig) -> dict[str, str]:
         misfits["activation_checkpoint.selective_ac_option"] = (
             '"op" cannot be combined with compile.enable for models written in '
             "Python; set a number, or mode memory_budget, with which the compiler "
-            "chooses"
+            "chooses, or mode none or full"
         )
     return misfits
 

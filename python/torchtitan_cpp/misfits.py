@@ -85,7 +85,8 @@ def _misfits_of_python(config: JobConfig) -> dict[str, str]:
     if is_budget and not has_budget_of_compiler(config):
         misfits["activation_checkpoint.mode"] = (
             "memory_budget needs compile.enable, with model in compile.components, for "
-            "models written in Python, whose operations only a compiler knows"
+            "models written in Python, whose operations only a compiler knows; without "
+            'it none, full and selective (a number or "op") fit'
         )
     return misfits
 

@@ -73,6 +73,13 @@ EQUAL_STAGE = _C.plan.StageCost(
 """Forward and each half of backward take equally long."""
 
 
+NOT_OVERLAPPED = (
+    "its pairs of forward and backward run one after the other: a stage in Python is "
+    "one call"
+)
+"""Said of a schedule with ``overlaps`` where the model is written in Python."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """What is done where and when."""

@@ -11,6 +11,7 @@ from torchtitan_cpp.config import compute_dtype, reduce_dtype
 from torchtitan_cpp.metrics.summary import RunSummary
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import OwnOptimizers
+from torchtitan_cpp.pipeline import NOT_OVERLAPPED
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
@@ -192,6 +193,8 @@ def _describe_parallelisms(trainer: Trainer) -> list[str]:
             f"{schedule.num_microbatches} microbatches{rounds}, "
             f"{pipeline.simulate().bubble:.0%} idle if all stages take equally long"
         )
+        if not isinstance(trainer.model.module, CppModule) and schedule.overlaps:
+            notes.append(f"pipeline {name}: {NOT_OVERLAPPED}")
     if dims.cp > 1:
         notes.append(
             f"context parallel by {chosen.context_parallel_rotate_method}, tokens "

@@ -82,7 +82,8 @@ class Comm:
     save_traces_file_prefix: str = "rank_"
     """Their names are this prefix, the rank and .json."""
     mode: Literal["default", "fake_backend", "local_tensor"] = "default"
-    """local_tensor: NGPU ranks as threads; fake_backend: one of NGPU, no computing."""
+    """local_tensor: NGPU ranks as threads, on the CPU; fake_backend: one of NGPU, no
+    computing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,14 @@ def _offload_device(run: Run) -> str | None:
 
 def _ranks_as_threads(run: Run) -> str | None:
     if run.config.comm.mode == "local_tensor" and run.device != "cpu":
-        return f"expected a run on the CPU, but this one is on {run.device}"
+        # Autograd has one thread for each GPU. A backward that waits there for a rank
+        # whose backward is queued behind it never ends.
+        return (
+            f"expected a run on the CPU, but this one is on {run.device}, where the "
+            "backwards of all threads share one thread and cannot wait for each other; "
+            "start the ranks as processes with torchrun, or set CUDA_VISIBLE_DEVICES= "
+            "to hide the device"
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torchtitan_cpp.metrics.summary import describe_mesh
+from torchtitan_cpp.pipeline import NOT_OVERLAPPED
 from torchtitan_cpp.plan.make import Plan
 
 _MIB = 1024 * 1024
@@ -64,6 +65,8 @@ def _pipeline_lines(plan: Plan) -> Iterator[str]:
         f"          with equal stages {simulation.bubble:.1%} idle, at most {live} "
         "live pairs of stage and microbatch a rank"
     )
+    if not plan.knows_segments and schedule.overlaps:
+        yield f"          {NOT_OVERLAPPED}"
 
 
 def _program_lines(plan: Plan) -> Iterator[str]:

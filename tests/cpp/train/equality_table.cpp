@@ -7,6 +7,8 @@
 #include <fstream>
 #include <iomanip>
 #include <map>
+#include <set>
+#include <vector>
 
 namespace torchtitan::train::testing {
 namespace {
@@ -17,9 +19,17 @@ struct Row {
   RelativeErrors errors;
 };
 
+// Of one mistake.
+struct Tally {
+  std::set<std::string> layouts;
+  int64_t tried = 0;
+  int64_t noticed = 0;
+  std::vector<std::string> harmless;
+};
+
 struct Records {
-  std::map<int64_t, Row> cells;  // by number
-  std::map<std::string, Mutants> mutants;
+  std::map<int64_t, Row> cells;          // by number
+  std::map<std::string, Tally> mutants;  // by mistake
 };
 
 Records& records() {
@@ -56,26 +66,35 @@ void write_cells(std::ostream& out) {
   }
 }
 
+template <class Range>
+std::string joined(const Range& words) {
+  std::string text;
+  for (const auto& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
 void write_mutants(std::ostream& out) {
-  Mutants all;
-  for (const auto& [layout, mutants] : records().mutants) {
-    all.tried += mutants.tried;
-    all.killed += mutants.killed;
-    all.without_effect += mutants.without_effect;
+  int64_t tried = 0, noticed = 0;
+  size_t harmless = 0;
+  for (const auto& [mistake, tally] : records().mutants) {
+    tried += tally.tried;
+    noticed += tally.noticed;
+    harmless += tally.harmless.size();
   }
   out << "\n## Mutants\n\n"
-      << all.killed << " of " << all.tried
-      << " steps with one mistake (a collective or message left out or zeroed, an "
-         "average where a sum belongs, a wrong position or document) are noticed; the "
-         "other "
-      << all.without_effect
-      << " are listed in the tests as without effect (what is gathered or reduced is "
-         "not read).\n\n"
-      << "| layout | mutants | noticed | without effect |\n"
-      << "| :-- | --: | --: | --: |\n";
-  for (const auto& [layout, mutants] : records().mutants) {
-    out << "| " << layout << " | " << mutants.tried << " | " << mutants.killed << " | "
-        << mutants.without_effect << " |\n";
+      << records().mutants.size() << " mistakes in " << tried << " steps, of which "
+      << noticed
+      << " are noticed. A collective is left out (each rank keeps its own part), a "
+         "message is zeros, a sum is an average, each in one call after another; other "
+         "mistakes are in every call. The "
+      << harmless
+      << " steps without effect change no number: what they gather or reduce is not "
+         "read.\n\n"
+      << "| mistake | layouts | steps | noticed | without effect |\n"
+      << "| :-- | :-- | --: | --: | :-- |\n";
+  for (const auto& [mistake, tally] : records().mutants) {
+    out << "| " << mistake << " | " << joined(tally.layouts) << " | " << tally.tried
+        << " | " << tally.noticed << " | " << joined(tally.harmless) << " |\n";
   }
 }
 
@@ -105,11 +124,15 @@ void record_cell(const MatrixCell& cell, const RelativeErrors& errors) {
   records().cells[cell.number] = {cell.words, cell.layout.num_ranks(), errors};
 }
 
-void record_mutants(const std::string& layout, const Mutants& mutants) {
-  auto& all = records().mutants[layout];
-  all.tried += mutants.tried;
-  all.killed += mutants.killed;
-  all.without_effect += mutants.without_effect;
+void record_mutant(const Mutant& mutant) {
+  auto& tally = records().mutants[mutant.mistake];
+  tally.layouts.insert(mutant.layout);
+  ++tally.tried;
+  tally.noticed += mutant.noticed ? 1 : 0;
+  if (mutant.harmless_call) {
+    tally.harmless.push_back(mutant.layout + " call " +
+                             std::to_string(*mutant.harmless_call));
+  }
 }
 
 }  // namespace torchtitan::train::testing

@@ -4,21 +4,24 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "train/differences.h"
 #include "train/matrix.h"
 
 namespace torchtitan::train::testing {
 
 void record_cell(const MatrixCell& cell, const RelativeErrors& errors);
 
-// Of one layout: steps in which one thing was wrong, those that were noticed, and those
-// that change no number.
-struct Mutants {
-  int64_t tried = 0;
-  int64_t killed = 0;
-  int64_t without_effect = 0;
+// A step in which one thing was wrong.
+struct Mutant {
+  std::string mistake;
+  std::string layout;
+  bool noticed;
+  // Where it changes no number: which call of the collective it was, from 0.
+  std::optional<int64_t> harmless_call = std::nullopt;
 };
-void record_mutants(const std::string& layout, const Mutants& mutants);
+void record_mutant(const Mutant& mutant);
 
 }  // namespace torchtitan::train::testing

@@ -4,7 +4,7 @@
 
 #include <set>
 
-#include "train/tiny_llama.h"
+#include "train/differences.h"
 
 namespace torchtitan::train::testing {
 namespace {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "train/differences.h"
 #include "train/equality_table.h"
 
 namespace torchtitan::train::testing {

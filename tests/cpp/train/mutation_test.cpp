@@ -9,8 +9,8 @@
 #include <set>
 
 #include "collectives/backend.h"
+#include "train/differences.h"
 #include "train/equality_table.h"
-#include "train/tiny_llama.h"
 
 namespace torchtitan::train::testing {
 namespace {
@@ -133,10 +133,11 @@ class Spoiling final : public Backend {
 Result run_spoiled(const Problem& problem, const Layout& layout, const Call& spoiled,
                    Mistake mistake, Calls& seen) {
   std::mutex mutex;
-  return run_step(problem, layout, [&](const Group& group, int64_t rank) {
-    return Group(group.name(), std::make_shared<Spoiling>(group, rank, spoiled, mistake,
-                                                          &seen, &mutex));
-  });
+  return run_step(problem, layout, {.group = [&](const Group& group, int64_t rank) {
+                    return Group(group.name(),
+                                 std::make_shared<Spoiling>(group, rank, spoiled,
+                                                            mistake, &seen, &mutex));
+                  }});
 }
 
 // What a pipeline announces of its messages may be refused as soon as it is wrong.
@@ -149,6 +150,13 @@ bool is_noticed(const Problem& problem, const Layout& layout, const Call& spoile
   } catch (const c10::Error&) {
     return true;
   }
+}
+
+// "pp send of rank 3" is a pp send in the table.
+std::string words(std::string call, Mistake mistake) {
+  call = call.substr(0, call.find(" of "));
+  if (mistake == Mistake::kAveraged) return call + " averaged";
+  return call + (call.ends_with("send") ? " of zeros" : " left out");
 }
 
 // With tied embeddings, which the first and last stage share, and a layer for every
@@ -186,22 +194,22 @@ TEST_P(MutationTest, EveryMistakeInACollectiveIsNoticed) {
   const auto unspoiled = run_spoiled(problem, layout, {}, Mistake::kLeftOut, calls);
   ASSERT_EQ(difference(unspoiled, reference), "");
   ASSERT_GT(calls.size(), 5u);
-  Mutants mutants;
   const auto expect_noticed = [&](const Call& call, Mistake mistake) {
     const bool noticed = is_noticed(problem, layout, call, mistake, reference);
     const bool is_harmless = without_effect.contains(call);
     EXPECT_EQ(noticed, !is_harmless)
         << call.first << ", call " << call.second
         << (mistake == Mistake::kAveraged ? ", averaged" : ", left out");
-    ++mutants.tried;
-    mutants.killed += noticed ? 1 : 0;
-    mutants.without_effect += is_harmless ? 1 : 0;
+    record_mutant(
+        {.mistake = words(call.first, mistake),
+         .layout = name,
+         .noticed = noticed,
+         .harmless_call = is_harmless ? std::optional(call.second) : std::nullopt});
   };
   for (const auto& [call, is_sum] : calls) {
     expect_noticed(call, Mistake::kLeftOut);
     if (is_sum) expect_noticed(call, Mistake::kAveraged);
   }
-  record_mutants(name, mutants);
 }
 
 // The last gather is the embedding's for its backward, which does not read the weight.
@@ -256,109 +264,6 @@ std::vector<Case> cases() {
             .num_microbatches = 2,
             .recompute = true}}};
 }
-
-// A kernel with a mistake about where tokens are.
-class Misplacing final : public nn::AttentionKernel {
- public:
-  using Mistake = std::function<void(nn::TokenPlaces&)>;
-  enum class Reader { kRotation, kAttention };  // who is misled
-  Misplacing(std::shared_ptr<nn::AttentionKernel> inner, Reader reader, Mistake mistake)
-      : inner_(std::move(inner)), reader_(reader), mistake_(std::move(mistake)) {}
-
-  int64_t ranks() const override { return inner_->ranks(); }
-  nn::TokenPlaces places(int64_t tokens, const at::Tensor& starts,
-                         at::Device device) const override {
-    return told(Reader::kRotation, inner_->places(tokens, starts, device));
-  }
-  at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                    const nn::TokenPlaces& here) const override {
-    return inner_->attend(q, k, v, of_attention(here));
-  }
-  Operands enter(Operands x) const override { return inner_->enter(x); }
-  Result forward(const Operands& x, const nn::TokenPlaces& here) const override {
-    return inner_->forward(x, of_attention(here));
-  }
-  Operands backward(const Operands& x, const nn::TokenPlaces& here,
-                    const Result& result, const at::Tensor& d_o) const override {
-    return inner_->backward(x, of_attention(here), result, d_o);
-  }
-  std::vector<plan::Exchange> forward_exchanges(
-      const nn::AttentionSizes& sizes) const override {
-    return inner_->forward_exchanges(sizes);
-  }
-  std::vector<plan::Exchange> backward_exchanges(
-      const nn::AttentionSizes& sizes) const override {
-    return inner_->backward_exchanges(sizes);
-  }
-
- private:
-  nn::TokenPlaces told(Reader reader, nn::TokenPlaces places) const {
-    if (reader == reader_) mistake_(places);
-    return places;
-  }
-  nn::TokenPlaces of_attention(const nn::TokenPlaces& here) const {
-    return told(
-        Reader::kAttention,
-        inner_->places(here.own.size(0), here.document_starts, here.own.device()));
-  }
-
-  std::shared_ptr<nn::AttentionKernel> inner_;
-  Reader reader_;
-  Mistake mistake_;
-};
-
-class MisplacedTest : public ::testing::TestWithParam<Method> {
- protected:
-  // What is noticed when every rank makes the mistake; empty if nothing.
-  std::string noticed(Misplacing::Reader reader,
-                      const Misplacing::Mistake& mistake) const {
-    const auto problem = with_documents(context_problem());
-    const Layout layout = {.context = 2, .method = GetParam()};
-    const auto result = run_step(
-        problem, layout, {}, [&](const std::shared_ptr<nn::AttentionKernel>& kernel) {
-          return std::make_shared<Misplacing>(kernel, reader, mistake);
-        });
-    return difference(result, run_reference(problem));
-  }
-};
-
-TEST_P(MisplacedTest, EveryMistakeAboutPositionsAndDocumentsIsNoticed) {
-  using Reader = Misplacing::Reader;
-  const auto nothing = [](nn::TokenPlaces&) {};
-  EXPECT_EQ(noticed(Reader::kAttention, nothing), "");
-  EXPECT_EQ(noticed(Reader::kRotation, nothing), "");
-  const std::pair<Reader, Misplacing::Mistake> mistakes[] = {
-      // As if nobody shared the sequence.
-      {Reader::kRotation,
-       [](auto& places) { places.own = at::arange(places.own.size(0), at::kLong); }},
-      {Reader::kAttention,
-       [](auto& places) { places.positions = places.positions.flip({0}); }},
-      {Reader::kAttention,
-       [](auto& places) {
-         places.own = places.own.roll(1);
-         places.positions = places.positions.roll(1, 1);
-       }},
-      {Reader::kAttention, [](auto& places) { places.document_starts = at::Tensor(); }},
-      {Reader::kAttention, [](auto& places) {
-         places.document_starts = places.document_starts.add(1).minimum(
-             at::arange(places.document_starts.size(1)));
-       }}};
-  Mutants mutants;
-  for (const auto& [reader, mistake] : mistakes) {
-    const bool is_noticed = !noticed(reader, mistake).empty();
-    EXPECT_TRUE(is_noticed) << "mistake " << mutants.tried;
-    ++mutants.tried;
-    mutants.killed += is_noticed ? 1 : 0;
-  }
-  constexpr const char* kNames[] = {"allgather", "ring", "ulysses"};
-  record_mutants(std::string("Cp2Documents, positions and masks, ") +
-                     kNames[static_cast<int>(GetParam())],
-                 mutants);
-}
-
-INSTANTIATE_TEST_SUITE_P(Mutation, MisplacedTest,
-                         ::testing::Values(Method::kAllGather, Method::kRing,
-                                           Method::kUlysses));
 
 INSTANTIATE_TEST_SUITE_P(Mutation, MutationTest, ::testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });

@@ -5,7 +5,7 @@
 #include "collectives/recording.h"
 #include "plan/traffic.h"
 #include "plan/verify.h"
-#include "train/tiny_llama.h"
+#include "train/differences.h"
 
 namespace torchtitan::train::testing {
 namespace {
@@ -114,10 +114,10 @@ TEST(Pipeline, MessagesAreThoseOfTheFormulaAndOfThePrediction) {
     for (int64_t rank = 0; rank < layout.num_ranks(); ++rank) {
       recorders.push_back(std::make_shared<collectives::Recorder>());
     }
-    const auto result =
-        run_step(problem, layout, [&](const collectives::Group& group, int64_t rank) {
+    const auto result = run_step(
+        problem, layout, {.group = [&](const collectives::Group& group, int64_t rank) {
           return collectives::recorded(group, recorders[static_cast<size_t>(rank)]);
-        });
+        }});
     const int64_t bytes = 2 * problem.seq_len * problem.args.dim * 8 / layout.tensor;
     auto shape = result.shape;
     for (auto& segment : shape.segments) segment.output_bytes = bytes;

@@ -13,6 +13,7 @@
 #include "collectives/group.h"
 #include "models/llama/args.h"
 #include "nn/tensor_axis.h"
+#include "optim/optimizer.h"
 #include "parallel/apply.h"
 #include "parallel/context/attention.h"
 
@@ -87,9 +88,24 @@ struct Result {
   plan::Program program;
 };
 
-// Called with every group of every rank; what it returns is used instead.
-using Wrap =
-    std::function<collectives::Group(const collectives::Group& group, int64_t rank)>;
+// What a run does otherwise, on every rank: where given, a function is called with a
+// part of the run, and what it returns takes that part's place.
+struct Changes {
+  using Group = collectives::Group;
+  using NamedBatch = std::map<std::string, at::Tensor>;
+  // Of several ranks, all axes.
+  std::function<Group(const Group& group, int64_t rank)> group = {};
+  using Kernel = std::shared_ptr<nn::AttentionKernel>;
+  std::function<Kernel(const Kernel& kernel, const Group& context)> kernel = {};
+  // The rank's tokens of a microbatch.
+  std::function<NamedBatch(const NamedBatch& whole, NamedBatch dealt,
+                           const Group& context)>
+      deal = {};
+  // Changes the rank's segments and groups in place.
+  std::function<void(nn::Model& part, const Group& tensor)> part = {};
+  using Optimizer = std::shared_ptr<optim::Optimizer>;
+  std::function<Optimizer(const Optimizer& optimizer)> optimizer = {};
+};
 
 // Row r of the global batch goes to data rank (r / B) % ranks, microbatch
 // r / (B * ranks), B = rows / (ranks * microbatches), its tokens to the context ranks
@@ -97,27 +113,10 @@ using Wrap =
 // tensor, slow to fast. Segments are divided evenly among the stages. Parameters are
 // sharded over shards x context. Gradients and weights are put together from all ranks'
 // shards; what a rank holds of which another has written the same elements is compared.
-// `kernel`, where given, is called with the attention kernel of every rank likewise.
-using WrapKernel = std::function<std::shared_ptr<nn::AttentionKernel>(
-    const std::shared_ptr<nn::AttentionKernel>& kernel)>;
-Result run_step(const Problem& problem, const Layout& layout, const Wrap& wrap = {},
-                const WrapKernel& kernel = {});
+Result run_step(const Problem& problem, const Layout& layout,
+                const Changes& changes = {});
 
 // The same by nn::forward over the whole batch, autograd and the AdamW definition.
 Result run_reference(const Problem& problem);
-
-// The first thing in which a result is not that of the reference; empty where it is:
-// loss, norm and gradients to 1e-10 of the reference's 2-norm (1e-12 where that is 0),
-// weights to 1e-9, replicas bit by bit.
-std::string difference(const Result& result, const Result& reference);
-
-// By how much a result is off, relative to the reference: gradients in the 2-norm of
-// each tensor, absolute where that is 0, and the worst of all tensors.
-struct RelativeErrors {
-  double loss = 0;
-  double grad_norm = 0;
-  double gradient = 0;
-};
-RelativeErrors relative_errors(const Result& result, const Result& reference);
 
 }  // namespace torchtitan::train::testing

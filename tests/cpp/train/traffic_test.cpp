@@ -209,10 +209,10 @@ TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
     for (int64_t rank = 0; rank < layout.num_ranks(); ++rank) {
       recorders.push_back(std::make_shared<collectives::Recorder>());
     }
-    const auto result =
-        run_step(problem, layout, [&](const collectives::Group& group, int64_t rank) {
+    const auto result = run_step(
+        problem, layout, {.group = [&](const collectives::Group& group, int64_t rank) {
           return collectives::recorded(group, recorders[static_cast<size_t>(rank)]);
-        });
+        }});
     const auto expected = formula(problem, layout);
     for (const auto& recorder : recorders) {
       TrafficMap measured;

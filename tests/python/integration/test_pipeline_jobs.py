@@ -55,7 +55,28 @@ def test_a_python_model_trains_in_stages(
 ) -> None:
     flags = (*FLAGS, *PIPELINE, schedule(name), "--training.local-batch-size=4")
     full = "--activation-checkpoint.mode=full"
-    assert_like(run(tmp_path, *flags, full, ranks=2, trainer="dumping"), reference)
+    trained = run(tmp_path, *flags, full, ranks=2, trainer="dumping")
+    assert_like(trained, reference)
+    said = "pairs of forward and backward run one after the other" in trained.output
+    assert said == (name == "DualPipeV")
+
+
+@pytest.mark.slow
+def test_compiled_layers_of_stages_train_alike(reference: Any, tmp_path: Path) -> None:
+    """With divided backwards; each rank compiles the layers of its two stages."""
+    compiled = (
+        "--experimental.custom-import=counted_compiler",
+        "--compile.enable",
+        "--compile.components=model",
+        "--compile.backend=counted",
+    )
+    flags = (*FLAGS, *PIPELINE, *compiled, schedule("ZBVZeroBubble"))
+    rows = "--training.local-batch-size=4"
+    trained = run(tmp_path, *flags, rows, ranks=2, trainer="dumping")
+    assert_like(trained, reference)
+    for output in trained.outputs:
+        # Layers of one class and shape share a graph.
+        assert output.count("counted: compiled a graph with 1 product") == 1
 
 
 @pytest.mark.slow

@@ -224,6 +224,7 @@ def test_ranks_are_threads_on_the_cpu_only_and_share_one_wandb_run():
     assert run_problems(threads, world_size=2) == []
     (problem,) = run_problems(threads, world_size=2, device="cuda")
     assert "comm.mode: expected a run on the CPU" in str(problem)
+    assert "backwards of all threads share one thread" in str(problem)
     wandb = load_config([*inputs, "--metrics.enable_wandb"])
     assert run_problems(wandb, world_size=1) == []
     (problem,) = run_problems(wandb, world_size=2)

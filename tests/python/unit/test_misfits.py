@@ -89,6 +89,9 @@ def test_a_memory_budget_that_nothing_can_keep(compile_section: Compile) -> None
     ac = ActivationCheckpoint(mode="memory_budget")
     found = misfits(activation_checkpoint=ac, compile=compile_section)
     assert list(found) == ["activation_checkpoint.mode"]
+    message = found.popitem()[1]
+    assert "memory_budget needs compile.enable" in message
+    assert 'none, full and selective (a number or "op") fit' in message
     assert misfits(activation_checkpoint=ac, compile=Compile(enable=True)) == {}
 
 

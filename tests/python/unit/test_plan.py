@@ -335,6 +335,25 @@ def test_a_python_model_is_planned_but_for_its_activations(
         plan.make_plan(config, rates=RATES)
 
 
+def test_a_plan_says_where_pairs_do_not_overlap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = (
+        "--parallelism.pipeline_parallel_degree=2",
+        "--parallelism.pipeline_parallel_schedule=DualPipeV",
+        "--training.local_batch_size=8",  # fewer microbatches make no pair
+    )
+    said = "pairs of forward and backward run one after the other"
+    monkeypatch.setenv("NGPU", "2")
+    cpp = plan.make_plan(config_of(*flags, world_size=2))
+    assert said not in plan.describe(cpp)
+    python = replace(cpp, knows_segments=False)
+    assert said in plan.describe(python)
+    one_f_one_b = (flags[0], "--parallelism.pipeline_parallel_schedule=1F1B")
+    other = plan.make_plan(config_of(*one_f_one_b, world_size=2))
+    assert said not in plan.describe(replace(other, knows_segments=False))
+
+
 def test_a_python_model_that_is_divided_is_planned_by_its_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
