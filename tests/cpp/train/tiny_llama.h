@@ -85,6 +85,7 @@ struct Result {
   bool replicas_equal = true;  // all of the above on all ranks, bit by bit
   plan::StepShape shape;       // of rank 0
   plan::Program program;
+  std::vector<std::pair<plan::StepShape, plan::Program>> plans;  // by rank
 };
 
 // Called with every group of every rank; what it returns is used instead.
