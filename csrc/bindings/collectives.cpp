@@ -144,15 +144,18 @@ void bind_worlds(py::module_& module) {
 }
 
 void bind_recorder(py::module_& module) {
-  py::class_<Traffic>(module, "Traffic", "Totals of one verb on one group.")
+  py::class_<Traffic>(module, "Traffic", "Totals, such as of one verb on one group.")
       .def_readonly("calls", &Traffic::calls)
-      .def_readonly("bytes", &Traffic::bytes)
-      .def_readonly("seconds", &Traffic::seconds);
+      .def_readonly("bytes", &Traffic::bytes, "Of the larger side of each call.")
+      .def_readonly("seconds", &Traffic::seconds,
+                    "That callers spent in verbs and in waiting for them.");
 
   py::class_<Recorder, std::shared_ptr<Recorder>>(
       module, "Recorder", "Calls, bytes and seconds of the groups it records.")
       .def(py::init<>())
       .def("totals", &Recorder::totals, "Traffic by (group name, verb).")
+      .def("totals_by_group", &Recorder::totals_by_group,
+           "Traffic by group name, all verbs together.")
       .def("total", &Recorder::total, py::arg("group"), py::arg("verb"),
            "Traffic of one verb on one group; zeros if it was never called.")
       .def("reset", &Recorder::reset, "Forget everything.");

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "nn/exchanges.h"
 #include "nn/measure.h"
 #include "parallel/apply.h"
 #include "parallel/context/attention.h"
@@ -196,6 +197,25 @@ void bind_parallel(py::module_ module) {
       py::arg("reduce_dtype"), py::call_guard<py::gil_scoped_release>(),
       "The shape of the rank's step with the bytes of every segment, found by running "
       "its part of the model on meta tensors. `batch` is one microbatch.");
+  module.def(
+      "with_exchanges",
+      [](const Applied& applied, const plan::StepShape& shape,
+         const std::map<std::string, std::vector<int64_t>>& hidden,
+         const std::vector<int64_t>& tokens, at::ScalarType compute_dtype,
+         at::ScalarType reduce_dtype, at::Device device) {
+        return nn::with_exchanges(applied.model, applied.stages,
+                                  {.master_dtype = compute_dtype,
+                                   .compute_dtype = compute_dtype,
+                                   .reduce_dtype = reduce_dtype,
+                                   .device = device},
+                                  hidden, tokens, shape);
+      },
+      py::arg("applied"), py::arg("shape"), py::kw_only(), py::arg("hidden"),
+      py::arg("tokens"), py::arg("compute_dtype"), py::arg("reduce_dtype"),
+      py::arg("device"),
+      "The shape of the rank's step with what its segments exchange in a microbatch and "
+      "what its stages send, from the sizes of what segments hand on, `hidden`, and of "
+      "its tokens. Nothing is computed.");
 }
 
 }  // namespace torchtitan::bindings

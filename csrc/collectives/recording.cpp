@@ -81,6 +81,18 @@ std::map<Recorder::Key, Traffic> Recorder::totals() const {
   return totals_;
 }
 
+std::map<std::string, Traffic> Recorder::totals_by_group() const {
+  const std::scoped_lock lock(mutex_);
+  std::map<std::string, Traffic> sums;
+  for (const auto& [key, total] : totals_) {
+    Traffic& sum = sums[key.first];
+    sum.calls += total.calls;
+    sum.bytes += total.bytes;
+    sum.seconds += total.seconds;
+  }
+  return sums;
+}
+
 Traffic Recorder::total(const std::string& group, const std::string& verb) const {
   const std::scoped_lock lock(mutex_);
   const auto found = totals_.find({group, verb});

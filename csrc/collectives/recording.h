@@ -27,6 +27,8 @@ class Recorder {
   using Key = std::pair<std::string, std::string>;  // group name, verb
 
   std::map<Key, Traffic> totals() const;
+  // Verbs added up.
+  std::map<std::string, Traffic> totals_by_group() const;
   // Of one key; zeros if it was never called.
   Traffic total(const std::string& group, const std::string& verb) const;
   void add(const Key& key, const Traffic& traffic);

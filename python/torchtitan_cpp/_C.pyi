@@ -92,6 +92,8 @@ class collectives:
         def __init__(self) -> None: ...
         def totals(self) -> dict[tuple[str, str], collectives.Traffic]:
             """Traffic by (group name, verb)."""
+        def totals_by_group(self) -> dict[str, collectives.Traffic]:
+            """Traffic by group name, all verbs together."""
         def total(self, group: str, verb: str) -> collectives.Traffic:
             """Traffic of one verb on one group; zeros if it was never called."""
         def reset(self) -> None:
@@ -125,13 +127,15 @@ class collectives:
         MIN: collectives.ReduceOp
 
     class Traffic:
-        """Totals of one verb on one group."""
+        """Totals, such as of one verb on one group."""
         @property
         def calls(self) -> int: ...
         @property
-        def bytes(self) -> int: ...
+        def bytes(self) -> int:
+            """Of the larger side of each call."""
         @property
-        def seconds(self) -> float: ...
+        def seconds(self) -> float:
+            """That callers spent in verbs and in waiting for them."""
 
     class Watch:
         """Deadline and abort of all waits of this process."""
@@ -672,6 +676,9 @@ class parallel:
     @staticmethod
     def whole(model: nn.Model) -> parallel.Part:
         """A model that lies whole on every rank of the pipeline axis."""
+    @staticmethod
+    def with_exchanges(applied: parallel.Applied, shape: plan.StepShape, *, hidden: collections.abc.Mapping[str, collections.abc.Sequence[int]], tokens: collections.abc.Sequence[int], compute_dtype: torch.dtype, reduce_dtype: torch.dtype, device: torch.device) -> plan.StepShape:
+        """The shape of the rank's step with what its segments exchange in a microbatch and what its stages send, from the sizes of what segments hand on, `hidden`, and of its tokens. Nothing is computed."""
 
 class plan:
 

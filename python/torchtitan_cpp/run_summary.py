@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchtitan_cpp.config import compute_dtype, reduce_dtype
+from torchtitan_cpp.logging import shown_ranks
 from torchtitan_cpp.metrics.summary import RunSummary
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.own_optimizers import OwnOptimizers
 from torchtitan_cpp.pipeline import NOT_OVERLAPPED
+from torchtitan_cpp.step_bytes import bytes_by_axis
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
@@ -63,6 +65,7 @@ def summarize(trainer: Trainer) -> RunSummary:
         else "off",
         dump_folder=None if trainer.world.is_fake else config.job.dump_folder,
         seed=trainer.seed,
+        bytes_by_axis=_bytes_by_axis(trainer),
         notes=tuple(_notes(trainer)),
     )
 
@@ -92,6 +95,13 @@ def files_of(trainer: Trainer) -> dict[str, Path]:
         "checkpoints": (config.checkpoint.enable, Path(trainer.checkpointer.folder)),
     }
     return {label: path for label, (written, path) in files.items() if written}
+
+
+def _bytes_by_axis(trainer: Trainer) -> dict[str, int | None]:
+    """Of the steps of a rank whose summary is shown; a dry run reports them itself."""
+    if trainer.world.is_fake or trainer.world.rank not in shown_ranks():
+        return {}
+    return bytes_by_axis(trainer.model, trainer.job_config, trainer.world)
 
 
 def _describe_device(device: torch.device) -> str:

@@ -30,6 +30,7 @@ from torchtitan_cpp.memory_budget import write_asked_curve
 from torchtitan_cpp.metrics import build_metrics_processor
 from torchtitan_cpp.metrics.progress import Progress
 from torchtitan_cpp.metrics.summary import format_closing, format_summary
+from torchtitan_cpp.metrics.traffic import StepTraffic
 from torchtitan_cpp.own_optimizers import as_container
 from torchtitan_cpp.replica_check import build_replica_check
 from torchtitan_cpp.run_summary import files_of, summarize
@@ -113,6 +114,7 @@ class Trainer:
         self.metrics.num_flops_per_token = self.model.flops_per_token
         if self.world.device.type == "cpu":
             self.metrics.peak_tensor_bytes = lambda: tensor_memory.peak
+        self.traffic = StepTraffic(self.world.recorder)
         self.validator = build_validator(self)
         self.step = 0
         self.optimizer_step = 0  # updates that the moments have seen
@@ -311,9 +313,10 @@ class Trainer:
         self.num_tokens_seen += labels * self.world.groups["loss"].size
         learning_rate = self.optimizers.learning_rate
         self.optimizer_step += 1
-        result = self.executor.run(
-            microbatches, learning_rate=learning_rate, step=self.optimizer_step
-        )
+        with self.traffic.measured():
+            result = self.executor.run(
+                microbatches, learning_rate=learning_rate, step=self.optimizer_step
+            )
         self._last_result = (self.step, result)
         self.lr_schedulers.step()
         if self.metrics.should_log(self.step):
@@ -333,7 +336,11 @@ class Trainer:
             loss,
             float(largest),
             float(result.grad_norm),
-            {"lr": learning_rate, "n_tokens_seen": self.num_tokens_seen},
+            {
+                "lr": learning_rate,
+                "n_tokens_seen": self.num_tokens_seen,
+                **self.traffic.take(),
+            },
         )
 
     def check_finite(self) -> None:
@@ -363,6 +370,8 @@ class Trainer:
             seconds=time.monotonic() - started,
             losses=self._losses,
             files=files_of(self),
+            # Elsewhere the host does not wait for what the device does.
+            waited=self.traffic.seconds() if self.world.device.type == "cpu" else {},
         )
 
     def close(self, *, failed: bool = False) -> None:

@@ -58,7 +58,9 @@ class MetricsProcessor:
     n_tokens_seen         tokens of all ranks so far
     ===================== =========================================================
 
-    Further extra metrics follow under their own names. Validations go to
+    Further extra metrics follow under their own names, such as the trainer's
+    ``communication/<axis>/bytes`` and ``.../seconds``, means of a step by mesh axis
+    (:class:`~torchtitan_cpp.metrics.traffic.AxisTraffic`). Validations go to
     ``validation.jsonl`` in the same way.
 
     Args:

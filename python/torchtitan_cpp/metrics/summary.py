@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchtitan_cpp.metrics.progress import format_duration
@@ -59,6 +59,8 @@ class RunSummary:
     """Where everything that the run writes lies; None: it writes nothing."""
     seed: int | None = None
     """Of initial weights; None: drawn by the run."""
+    bytes_by_axis: Mapping[str, int | None] = field(default_factory=dict)
+    """That this rank exchanges in a step, by mesh axis; None: not known beforehand."""
     notes: tuple[str, ...] = ()
     """What a person should know about this run, a sentence each."""
 
@@ -75,6 +77,7 @@ def format_closing(
     losses: Mapping[int, float],
     files: Mapping[str, Path],
     suggestions: Sequence[tuple[str, str]] = (),
+    waited: Mapping[str, float] | None = None,
 ) -> str:
     """What came out of a run, where its files are and what to try next.
 
@@ -85,6 +88,7 @@ def format_closing(
         files: what a file or folder holds and where it is; only those that exist are
             shown.
         suggestions: what one could do next and the command for it.
+        waited: seconds that steps of this rank spent in collectives, by mesh axis.
     """
     count = f"{steps:,} step{'' if steps == 1 else 's'}"
     outcome = f"Trained {count} in {format_duration(seconds)}"
@@ -94,6 +98,9 @@ def format_closing(
     elif logged:
         outcome += f"; loss {logged[0][1]:.4f} -> {logged[-1][1]:.4f}"
     parts = [outcome + "."]
+    if waited:
+        times = ", ".join(f"{axis} {each:.2f} s" for axis, each in waited.items())
+        parts.append(f"Steps of this rank spent in collectives: {times}.")
     found = [(label, str(path)) for label, path in files.items() if path.exists()]
     if found:
         parts.append("Files:\n" + _aligned(found, indent="  "))
@@ -156,12 +163,23 @@ def _rows(run: RunSummary) -> list[tuple[str, str]]:
         ("recompute", run.activation_checkpointing),
         ("optimizer", f"{run.optimizer}; clipping: {run.clipping}"),
         ("schedule", run.schedule),
+        ("traffic", _describe_traffic(run.bytes_by_axis)),
         ("checkpoints", run.checkpoint),
         ("files", run.dump_folder),
         ("seed", None if run.seed is None else str(run.seed)),
     ]
     shown = [(label, value) for label, value in rows if value is not None]
     return shown + [("note", note) for note in run.notes]
+
+
+def _describe_traffic(bytes_by_axis: Mapping[str, int | None]) -> str | None:
+    if not bytes_by_axis:
+        return None
+    axes = ", ".join(
+        f"{axis} {'only known when it runs' if each is None else f'{each:,}'}"
+        for axis, each in bytes_by_axis.items()
+    )
+    return f"bytes of this rank a step: {axes}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

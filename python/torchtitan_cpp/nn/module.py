@@ -94,6 +94,16 @@ class CppModule(nn.Module):
     def generation_sizes(self) -> GenerationSizes:
         """Of the model as it is now."""
 
+    @abstractmethod
+    def hidden_sizes(
+        self, rows: int, tokens: int, *, tensor_ranks: int
+    ) -> dict[str, list[int]]:
+        """Sizes of what segments hand on, on a rank that has these tokens of each row.
+
+        Args:
+            tensor_ranks: ranks that have them together.
+        """
+
     def attention_inputs(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """What attention reads beside hidden states, from token ids ``[B, S]``."""
         return {}

@@ -38,6 +38,13 @@ TEST(Recording, CountsCallsAndBytesOfTheLargerSideByGroupAndVerb) {
   expect("tp", "barrier", 1, 0);
   expect("tp", "all_gather", 0, 0);
   EXPECT_EQ(recorder->totals().size(), 4U);
+  const auto by_group = recorder->totals_by_group();
+  ASSERT_EQ(by_group.size(), 2U);
+  EXPECT_EQ(by_group.at("fsdp").calls, 3);
+  EXPECT_EQ(by_group.at("fsdp").bytes, 3 * 48);
+  EXPECT_GT(by_group.at("fsdp").seconds, 0.0);
+  EXPECT_EQ(by_group.at("tp").calls, 2);
+  EXPECT_EQ(by_group.at("tp").bytes, 24);
   recorder->reset();
   EXPECT_TRUE(recorder->totals().empty());
 }

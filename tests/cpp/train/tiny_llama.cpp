@@ -263,6 +263,7 @@ Result run_step(const Problem& problem, const Layout& layout, const Changes& cha
       collect(applied.groups, result);
       const auto loss = last.loss.item<double>();
       const auto grad_norm = last.grad_norm.item<double>();
+      result.plans.emplace_back(applied.shape, applied.training_program);
       if (rank == 0) {
         result.shape = applied.shape;
         result.program = applied.training_program;

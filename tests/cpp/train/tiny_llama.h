@@ -86,6 +86,7 @@ struct Result {
   bool replicas_equal = true;  // all of the above on all ranks, bit by bit
   plan::StepShape shape;       // of rank 0
   plan::Program program;
+  std::vector<std::pair<plan::StepShape, plan::Program>> plans;  // by rank
 };
 
 // What a run does otherwise, on every rank: where given, a function is called with a

@@ -3,160 +3,64 @@
 
 #include <ATen/ops/empty.h>
 
-#include "base/checked_math.h"
 #include "collectives/fake_group.h"
 #include "collectives/recording.h"
 #include "models/llama/model.h"
 #include "plan/traffic.h"
 #include "train/tiny_llama.h"
+#include "train/traffic_formula.h"
+#include "train/traffic_table.h"
 
 namespace torchtitan::train::testing {
 namespace {
 
 using parallel::context::Method;
-using plan::Channel;
 using plan::Reshard;
-using plan::Traffic;
-using TrafficMap = std::map<Channel, Traffic>;
 
-constexpr int64_t kBytes = 8;  // float64
-
-// Elements that a rank keeps of each group: its rows, rounded up, of each parameter.
-std::map<std::string, int64_t> local_numels(const Problem& problem,
-                                            const Layout& layout) {
-  const auto& args = problem.args;
-  const int64_t key_dim = args.n_kv_heads * (args.dim / args.n_heads);
-  const auto rows = [&](int64_t count) {
-    return base::ceil_div(count, layout.shards * layout.context);
-  };
-  const auto part = [&](int64_t count) { return count / layout.tensor; };
-  std::map<std::string, int64_t> numels;
-  numels["tok_embeddings"] = rows(part(args.vocab_size)) * args.dim;
-  numels["block"] = 2 * rows(args.dim)                            // two norms
-                    + rows(part(args.dim)) * args.dim             // wq
-                    + rows(args.dim) * part(args.dim)             // wo
-                    + 2 * rows(part(key_dim)) * args.dim          // wk, wv
-                    + 2 * rows(part(args.hidden_dim)) * args.dim  // w1, w3
-                    + rows(args.dim) * part(args.hidden_dim);     // w2
-  numels["head"] = rows(args.dim) + rows(part(args.vocab_size)) * args.dim;
-  return numels;
-}
-
-// Bytes within segments over the axis "tp", for one microbatch of `tokens` tokens.
-struct Exchanged {
-  const char* verb;
-  int64_t calls;
-  int64_t numel;
-};
-std::vector<Exchanged> tensor_exchanges(const Problem& problem, const Layout& layout,
-                                        int64_t tokens) {
-  const int64_t blocks = problem.args.n_layers, dim = problem.args.dim;
-  const int64_t forwards = layout.recompute ? 2 : 1;
-  const int64_t hidden = tokens * dim;
-  // Gathers into each half of a block and of its gradient, into the head; sums out of
-  // each half and of its gradient, out of the head's.
-  const int64_t gathers = 2 * forwards * blocks + 2 * blocks + 1;
-  // A block that runs again needs no output.
-  const int64_t sums = gathers - (forwards - 1) * blocks;
-  std::vector<Exchanged> all = {{"all_gather", 2 * blocks, hidden},  // its input again
-                                {"all_reduce", blocks, 2 * dim},     // two norms
-                                {"reduce_scatter", 1, hidden},       // embedding
-                                {"all_gather", 1, hidden},
-                                {"all_gather", 1, 3 * tokens * layout.tensor},  // head
-                                {"all_reduce", 1, dim}};
-  if (layout.overlap == nn::Overlap::kNone) {
-    all.push_back({"all_gather", gathers, hidden});
-    all.push_back({"reduce_scatter", sums, hidden});
-  } else {
-    const int64_t hops = (gathers + sums) * (layout.tensor - 1);
-    all.push_back({"send", hops, hidden / layout.tensor});
-    all.push_back({"recv", hops, hidden / layout.tensor});
+// What each rank has counted in steps of a run.
+std::vector<TrafficMap> measure(Problem problem, const Layout& layout,
+                                int64_t num_steps, Result* result) {
+  problem.num_steps = num_steps;
+  std::vector<std::shared_ptr<collectives::Recorder>> recorders;
+  for (int64_t rank = 0; rank < layout.num_ranks(); ++rank) {
+    recorders.push_back(std::make_shared<collectives::Recorder>());
+  }
+  *result = run_step(
+      problem, layout, {.group = [&](const collectives::Group& group, int64_t rank) {
+        return collectives::recorded(group, recorders[static_cast<size_t>(rank)]);
+      }});
+  std::vector<TrafficMap> all;
+  for (const auto& recorder : recorders) {
+    auto& measured = all.emplace_back();
+    for (const auto& [channel, traffic] : recorder->totals()) {
+      measured[channel] = {.calls = traffic.calls, .bytes = traffic.bytes};
+    }
   }
   return all;
 }
 
-// The same over the axis "cp", for `tokens` tokens of a rank's.
-std::vector<Exchanged> context_exchanges(const Problem& problem, const Layout& layout,
-                                         int64_t tokens) {
-  const auto& args = problem.args;
-  const int64_t blocks = args.n_layers, ranks = layout.context;
-  const int64_t forwards = layout.recompute ? 2 * blocks : blocks;
-  const int64_t query = args.dim / layout.tensor;
-  const int64_t key = args.n_kv_heads * (args.dim / args.n_heads) / layout.tensor;
-  const int64_t keys = 2 * tokens * key;  // and values
-  switch (layout.method) {
-    case Method::kAllGather:
-      return {{"all_gather", forwards + blocks, ranks * keys},
-              {"reduce_scatter", blocks, ranks * keys}};
-    case Method::kRing: {
-      // Keys in both directions of time, their gradients in one.
-      const int64_t hops = (ranks - 1) * (forwards + 2 * blocks);
-      return {{"send", hops, keys}, {"recv", hops, keys}};
-    }
-    case Method::kUlysses:
-      return {{"all_to_all", forwards, tokens * query + keys},  // there
-              {"all_to_all", forwards, tokens * query},         // outputs back
-              {"all_to_all", blocks, 2 * tokens * query},       // with their gradients
-              {"all_to_all", blocks, tokens * query + keys}};
+TrafficMap sum(TrafficMap one, const TrafficMap& other, int64_t sign = 1) {
+  for (const auto& [channel, traffic] : other) {
+    one[channel].calls += sign * traffic.calls;
+    one[channel].bytes += sign * traffic.bytes;
   }
-  return {};
+  return one;
 }
 
-// Gathers of a group in a step of `microbatches`. A gather is saved where the very next
-// computation uses the group again: the head's backward follows its forward, and the
-// embedding's next forward follows its backward. With kAlways that needs a look ahead,
-// with kNever the gathered group is kept in between, too.
-int64_t num_gathers(const std::string& group, const Layout& layout) {
-  const int64_t microbatches = layout.num_microbatches;
-  if (layout.reshard == Reshard::kAlways && layout.overlap_depth == 0) {
-    return 2 * microbatches;
+void expect_equal(const TrafficMap& found, const TrafficMap& expected) {
+  EXPECT_EQ(found.size(), expected.size());
+  for (const auto& [channel, traffic] : expected) {
+    const auto own = found.find(channel);
+    ASSERT_NE(own, found.end()) << channel.first << " " << channel.second;
+    EXPECT_EQ(own->second.calls, traffic.calls)
+        << channel.first << " " << channel.second;
+    EXPECT_EQ(own->second.bytes, traffic.bytes)
+        << channel.first << " " << channel.second;
   }
-  const bool never = layout.reshard == Reshard::kNever;
-  if (group == "tok_embeddings") return never ? 1 : microbatches + 1;
-  if (group == "head" || never) return microbatches;
-  return 2 * microbatches;
 }
 
-TrafficMap formula(const Problem& problem, const Layout& layout) {
-  const int64_t microbatches = layout.num_microbatches;
-  const int64_t shards = layout.shards * layout.context;
-  TrafficMap sum;
-  const auto add = [&](const char* axis, const char* verb, int64_t calls,
-                       int64_t numel) {
-    auto& traffic = sum[{axis, verb}];
-    traffic.calls += calls;
-    traffic.bytes += calls * numel * kBytes;
-  };
-  for (const auto& [group, numel] : local_numels(problem, layout)) {
-    const int64_t count = group == "block" ? problem.args.n_layers : 1;
-    if (shards > 1) {
-      add("fsdp", "all_gather", count * num_gathers(group, layout), shards * numel);
-      add("fsdp", "reduce_scatter", count * microbatches, shards * numel);
-    }
-    if (layout.replicas > 1) add("dp_replicate", "all_reduce", count, numel);
-  }
-  if (layout.num_loss_ranks() > 1) {
-    add("loss", "all_reduce", 2, 1);  // valid tokens, loss
-  }
-  if (shards > 1) add("fsdp", "all_reduce", 1, 1);  // squared norm
-  const int64_t tokens =
-      problem.rows * problem.seq_len / (layout.num_loss_ranks() * microbatches);
-  if (layout.context > 1) {
-    for (const auto& [verb, calls, numel] :
-         context_exchanges(problem, layout, tokens)) {
-      add("cp", verb, calls * microbatches, numel);
-    }
-  }
-  if (layout.tensor > 1) {
-    add("tp", "all_reduce", 1, 1);  // squared norm
-    for (const auto& [verb, calls, numel] : tensor_exchanges(problem, layout, tokens)) {
-      add("tp", verb, calls * microbatches, numel);
-    }
-  }
-  return sum;
-}
-
-// The shape of the run with what its segments say they exchange for a microbatch.
+// The shape of a rank with what its segments say they exchange for a microbatch, and
+// the bytes of the messages between stages.
 plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
                                plan::StepShape shape) {
   const auto model = models::llama::build(
@@ -177,8 +81,9 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
       {"input", at::empty({rows, tokens}, at::kLong)},
       {"labels", at::empty({rows, tokens}, at::kLong)},
       {"h", at::empty({rows, tokens / layout.tensor, problem.args.dim}, at::kDouble)}};
-  for (size_t i = 0; i < model.segments.size(); ++i) {
-    const auto& segment = *model.segments[i];
+  const int64_t hidden_bytes = static_cast<int64_t>(values.at("h").nbytes());
+  for (const auto& each : model.segments) {
+    const auto& segment = *each;
     nn::TensorList inputs, parameters;
     for (const auto& name : segment.inputs()) inputs.push_back(values.at(name));
     for (const auto& [group, slot] : segment.parameters()) {
@@ -188,9 +93,18 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
       parameters.back().mutable_grad() = at::empty(spec.shape, at::kDouble);
     }
     auto exchanges = segment.exchanges(inputs, parameters);
-    shape.segments[i].forward_exchanges = std::move(exchanges.forward);
-    shape.segments[i].recompute_exchanges = std::move(exchanges.recompute);
-    shape.segments[i].backward_exchanges = std::move(exchanges.backward);
+    for (auto& own : shape.segments) {
+      if (own.name != segment.name()) continue;
+      own.output_bytes = hidden_bytes;
+      own.forward_exchanges = std::move(exchanges.forward);
+      own.recompute_exchanges = std::move(exchanges.recompute);
+      own.backward_exchanges = std::move(exchanges.backward);
+      own.backward_input_exchanges = std::move(exchanges.backward_input);
+      own.backward_weight_exchanges = std::move(exchanges.backward_weight);
+    }
+  }
+  for (auto& stage : shape.stages) {
+    stage.received_bytes = stage.receives ? hidden_bytes : 0;
   }
   return shape;
 }
@@ -198,39 +112,37 @@ plan::StepShape with_exchanges(const Problem& problem, const Layout& layout,
 class TrafficTest : public ::testing::TestWithParam<std::pair<std::string, Layout>> {};
 
 TEST_P(TrafficTest, IsThatOfTheFormulaAndOfThePrediction) {
-  const bool is_divided = GetParam().second.tensor * GetParam().second.context > 1;
+  const Layout& asked = GetParam().second;
+  const bool is_divided = asked.tensor * asked.context > 1;
   Problem problem = is_divided ? tensor_problem() : Problem{};
-  problem.rows = 36;
   if (is_divided) problem.args.vocab_size = 256;
-  for (const int64_t microbatches : {1, 3}) {
-    Layout layout = GetParam().second;
+  const bool is_pipeline = asked.pipeline > 1;
+  problem.rows = is_pipeline ? 16 : 36;
+  if (is_pipeline) problem.args.n_layers = 6;  // for eight stages
+  const std::vector<int64_t> counts =
+      is_pipeline ? std::vector<int64_t>{2, 4} : std::vector<int64_t>{1, 3};
+  for (const int64_t microbatches : counts) {
+    Layout layout = asked;
     layout.num_microbatches = microbatches;
-    std::vector<std::shared_ptr<collectives::Recorder>> recorders;
-    for (int64_t rank = 0; rank < layout.num_ranks(); ++rank) {
-      recorders.push_back(std::make_shared<collectives::Recorder>());
+    Result result;
+    const auto first = measure(problem, layout, 1, &result);
+    // Of two steps: that of the second one is the difference.
+    const bool is_last = microbatches == counts.back();
+    const auto both = is_last ? measure(problem, layout, 2, &result) : first;
+    for (size_t rank = 0; rank < first.size(); ++rank) {
+      SCOPED_TRACE("rank " + std::to_string(rank));
+      const auto number = static_cast<int64_t>(rank);
+      const auto expected = traffic_formula(problem, layout, number);
+      expect_equal(first[rank], sum(expected, headers_of_first_step(layout, number)));
+      const auto& [shape, program] = result.plans[rank];
+      expect_equal(plan::traffic(program, with_exchanges(problem, layout, shape),
+                                 layout.num_loss_ranks()),
+                   expected);
+      if (!is_last) continue;
+      const auto second = sum(both[rank], first[rank], -1);
+      expect_equal(second, expected);
+      record_traffic(layout, number, second, expected);
     }
-    const auto result = run_step(
-        problem, layout, {.group = [&](const collectives::Group& group, int64_t rank) {
-          return collectives::recorded(group, recorders[static_cast<size_t>(rank)]);
-        }});
-    const auto expected = formula(problem, layout);
-    for (const auto& recorder : recorders) {
-      TrafficMap measured;
-      for (const auto& [channel, traffic] : recorder->totals()) {
-        measured[channel] = {.calls = traffic.calls, .bytes = traffic.bytes};
-      }
-      ASSERT_EQ(measured.size(), expected.size());
-      for (const auto& [channel, traffic] : expected) {
-        EXPECT_EQ(measured[channel].calls, traffic.calls)
-            << channel.first << " " << channel.second;
-        EXPECT_EQ(measured[channel].bytes, traffic.bytes)
-            << channel.first << " " << channel.second;
-      }
-    }
-    EXPECT_EQ(
-        plan::traffic(result.program, with_exchanges(problem, layout, result.shape),
-                      layout.num_loss_ranks()),
-        expected);
   }
 }
 
@@ -272,8 +184,53 @@ INSTANTIATE_TEST_SUITE_P(
             Layout{.replicas = 2, .context = 2, .method = Method::kRing, .tensor = 2}},
         std::pair{
             std::string("Fsdp2Cp2Tp2Ulysses"),
-            Layout{
-                .shards = 2, .context = 2, .method = Method::kUlysses, .tensor = 2}}),
+            Layout{.shards = 2, .context = 2, .method = Method::kUlysses, .tensor = 2}},
+        std::pair{std::string("Tp2WholeLogits"),
+                  Layout{.tensor = 2, .loss_parallel = false}},
+        std::pair{std::string("Fsdp2Tp4WholeLogitsRing"),
+                  Layout{.shards = 2,
+                         .tensor = 4,
+                         .loss_parallel = false,
+                         .overlap = nn::Overlap::kRing}},
+        std::pair{std::string("Pp2"), Layout{.pipeline = 2}},
+        std::pair{std::string("Pp2Tp2"), Layout{.tensor = 2, .pipeline = 2}},
+        std::pair{std::string("Pp2Fsdp2"), Layout{.shards = 2, .pipeline = 2}},
+        std::pair{std::string("Pp2Fsdp2AlwaysWithoutOverlap"),
+                  Layout{.shards = 2,
+                         .reshard = Reshard::kAlways,
+                         .pipeline = 2,
+                         .overlap_depth = 0}},
+        std::pair{std::string("Pp2Cp2Ring"),
+                  Layout{.context = 2, .method = Method::kRing, .pipeline = 2}},
+        std::pair{std::string("Pp2Cp2Gather"),
+                  Layout{.context = 2, .method = Method::kAllGather, .pipeline = 2}},
+        std::pair{std::string("Pp2Hsdp2x2"),
+                  Layout{.shards = 2, .replicas = 2, .pipeline = 2}},
+        std::pair{std::string("Pp2Ddp2Tp2WholeLogits"), Layout{.replicas = 2,
+                                                               .tensor = 2,
+                                                               .loss_parallel = false,
+                                                               .pipeline = 2,
+                                                               .schedule = "GPipe"}},
+        std::pair{std::string("Pp2Interleaved1F1BFsdp2Tp2Recomputed"),
+                  Layout{.shards = 2,
+                         .tensor = 2,
+                         .pipeline = 2,
+                         .schedule = "Interleaved1F1B",
+                         .stages_per_rank = 2,
+                         .recompute = true}},
+        std::pair{std::string("Pp2ZeroBubbleVCp2UlyssesTp2"),
+                  Layout{.context = 2,
+                         .method = Method::kUlysses,
+                         .tensor = 2,
+                         .pipeline = 2,
+                         .schedule = "ZBVZeroBubble",
+                         .stages_per_rank = 2}},
+        std::pair{std::string("Pp4Tp2RingOverlap"),
+                  Layout{.tensor = 2,
+                         .overlap = nn::Overlap::kRing,
+                         .pipeline = 4,
+                         .schedule = "DualPipeV",
+                         .stages_per_rank = 2}}),
     [](const auto& info) { return info.param.first; });
 
 }  // namespace

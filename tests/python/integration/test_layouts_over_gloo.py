@@ -99,14 +99,17 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
     if "documents" in sizes:
         name, model = "reference_of_documents", (DOCUMENTS,)
     reference = request.getfixturevalue(name)
+    stage_ranks = data_ranks * shared
+    stages = sizes.get("pipeline", 1)
     trained = run(
         tmp_path,
         *FLOAT64,
         *model,
         *degrees(sizes),
         f"--training.local-batch-size={rows}",
-        ranks=data_ranks * shared * sizes.get("pipeline", 1),
+        ranks=stage_ranks * stages,
         trainer="dumping",
+        LOG_RANK=str(stage_ranks * (stages - 1)),  # the one that writes the metrics
     )
     first, expected = trained.dumped(1), reference.dumped(1)
     assert first["loss"] == pytest.approx(expected["loss"], rel=1e-10)
@@ -114,6 +117,7 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
     assert first["grad_norm"] > 0.5
     assert_close(first["gradients"], expected["gradients"], 1e-10)
     assert_close(trained.dumped(5)["weights"], reference.dumped(5)["weights"], 1e-9)
+    assert trained.traffic()[1:] == [trained.announced_traffic()] * 4
 
 
 def test_validation_over_ranks_that_share_sequences_is_that_of_one(

@@ -95,6 +95,18 @@ def only_step_2(run_before: Finished, folder: Path) -> str:
     return "--checkpoint.load-step=2"
 
 
+def assert_traffic_is_as_announced(finished: Finished) -> None:
+    announced = finished.announced_traffic()
+    first, *others = finished.traffic()
+    assert len(others) == 3
+    for step in (first, *others):
+        assert step.keys() == announced.keys()
+        for axis, size in announced.items():
+            # The first step also sends what shapes cross the border of two stages.
+            shapes = 80 if axis == "pp" and step is first else 0
+            assert step[axis] > 0 if size is None else step[axis] == size + shapes
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_and_processes_train_alike_and_go_on_from_each_other(
     layout: str, tmp_path: Path
@@ -109,6 +121,9 @@ def test_threads_and_processes_train_alike_and_go_on_from_each_other(
     assert len(lines_of_steps(threads)) >= 4
     assert validations(threads) == validations(processes)
     assert "the ranks are threads of one process" in threads.output
+    for each in (threads, processes):
+        assert_traffic_is_as_announced(each)
+    assert threads.traffic() == processes.traffic()
     resumed = [
         run(
             folder := tmp_path / "threads_after_processes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,35 @@ class Finished:
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         kept = ("step", "loss", "grad_norm", "lr", "n_tokens_seen")
         return [{key: json.loads(line)[key] for key in kept} for line in lines]
+
+    def traffic(self) -> list[dict[str, float]]:
+        """Bytes that the metrics rank exchanged in each logged step, by mesh axis.
+
+        The times beside them are checked: they lie within the step.
+        """
+        steps = []
+        for text in (self.folder / "metrics.jsonl").read_text().splitlines():
+            line = json.loads(text)
+            named = {
+                tuple(key.split("/")[1:]): value
+                for key, value in line.items()
+                if key.startswith("communication/")
+            }
+            axes = {axis for axis, _ in named}
+            seconds = [named[axis, "seconds"] for axis in axes]
+            assert all(each > 0 for each in seconds), line
+            assert sum(seconds) <= line["step_seconds"], line
+            steps.append({axis: named[axis, "bytes"] for axis in axes})
+        return steps
+
+    def announced_traffic(self) -> dict[str, int | None]:
+        """What the summary of the one rank that is shown says of every step."""
+        (text,) = re.findall(r"  traffic +bytes of this rank a step: (.*)", self.output)
+        pairs = re.findall(r"(\w+) (?:([\d,]+)|only known when it runs)(?:, |$)", text)
+        return {
+            axis: int(number.replace(",", "")) if number else None
+            for axis, number in pairs
+        }
 
     def dumped(self, step: int) -> dict[str, Any]:
         """Loss, norm and whole gradients and weights of a step (DumpingTrainer)."""

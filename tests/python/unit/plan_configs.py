@@ -10,6 +10,7 @@ import torch
 
 from torchtitan_cpp import _C, build, plan
 from torchtitan_cpp.config import JobConfig, check_run, read_config
+from torchtitan_cpp.step_bytes import bytes_by_axis
 from torchtitan_cpp.train_spec import get_train_spec
 from torchtitan_cpp.world import World, build_world
 
@@ -77,6 +78,10 @@ def assert_planned_as_measured(
         key: (traffic.calls, traffic.bytes)
         for key, traffic in world.recorder.totals().items()
     }
+    by_axis = {
+        axis: each.bytes for axis, each in world.recorder.totals_by_group().items()
+    }
+    assert bytes_by_axis(model, config, world) == by_axis
     assert counted == {
         key: (traffic.calls, traffic.bytes) for key, traffic in planned.traffic.items()
     }

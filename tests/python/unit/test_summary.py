@@ -84,6 +84,16 @@ def test_unknown_values_leave_their_line_out() -> None:
         assert word not in text
 
 
+def test_traffic_is_shown_by_axis() -> None:
+    assert "traffic" not in format_summary(RUN)
+    moved = {"fsdp": 24_641_544, "loss": 16, "tp": None}
+    text = format_summary(replace(RUN, bytes_by_axis=moved))
+    assert (
+        "  traffic      bytes of this rank a step: fsdp 24,641,544, loss 16, "
+        "tp only known when it runs\n" in text
+    )
+
+
 def test_resumed_run_says_which_steps_are_left() -> None:
     text = format_summary(replace(RUN, start_step=100, num_data_ranks=1))
     assert "101 to 300, 9.83M tokens" in text
@@ -143,6 +153,17 @@ def test_closing_without_a_logged_step_is_one_sentence(tmp_path: Path) -> None:
 
 def test_closing_of_one_logged_step_does_not_look_like_an_unchanged_loss() -> None:
     text = format_closing(steps=1, seconds=1.0, losses={1: 8.0471}, files={})
+    assert "collectives" not in text
     assert text == "Trained 1 step in 1s; loss 8.0471 at step 1."
     text = format_closing(steps=5, seconds=1.0, losses={1: 8.0471}, files={})
     assert text == "Trained 5 steps in 1s; loss 8.0471 at step 1."
+
+
+def test_closing_tells_the_time_in_collectives() -> None:
+    text = format_closing(
+        steps=5, seconds=9.0, losses={}, files={}, waited={"fsdp": 1.234, "tp": 0.5}
+    )
+    assert text == (
+        "Trained 5 steps in 9s.\n"
+        "Steps of this rank spent in collectives: fsdp 1.23 s, tp 0.50 s."
+    )

@@ -28,6 +28,13 @@ class Transformer(CppModule):
         self.model_args = model_args
         super().__init__()
 
+    def hidden_sizes(
+        self, rows: int, tokens: int, *, tensor_ranks: int
+    ) -> dict[str, list[int]]:
+        # Between its blocks a rank has some of the tokens that it shares with others.
+        sizes = {"h": [rows, tokens // tensor_ranks, self.model_args.dim]}
+        return sizes | {"logits": [rows, tokens, self.model_args.vocab_size]}
+
     def attention_inputs(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         if not self.model_args.masks_documents:
             return {}
