@@ -4,6 +4,7 @@
 #include "storage/commit.h"
 #include "storage/hashed_file.h"
 #include "storage/safetensors_file.h"
+#include "storage/verified_file.h"
 
 namespace torchtitan::bindings {
 namespace {
@@ -57,6 +58,10 @@ std::span<std::byte> memory_of(const at::Tensor& tensor, at::ScalarType expected
   return {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()};
 }
 
+std::tuple<int64_t, std::string, std::string> to_tuple(const FileRecord& record) {
+  return {record.size_bytes, record.sha256, record.blocks};
+}
+
 using SpecTuple = std::tuple<std::string, at::ScalarType, std::vector<int64_t>>;
 
 std::vector<TensorSpec> to_specs(const std::vector<SpecTuple>& tuples) {
@@ -79,8 +84,15 @@ py::dict entries_of(const SafetensorsReader& reader) {
 void bind_safetensors(py::module_& module) {
   py::class_<SafetensorsReader>(module, "SafetensorsReader",
                                 "A safetensors file, its header checked strictly.")
-      .def(py::init<const std::string&>(), Released(), py::arg("path"),
-           "Raises ValueError for a bad file, OSError if it cannot be read.")
+      .def(py::init([](const std::string& path, const std::string& blocks,
+                       int64_t num_threads) {
+             return std::make_unique<SafetensorsReader>(
+                 VerifiedFile(path, blocks, num_threads));
+           }),
+           Released(), py::arg("path"), py::kw_only(), py::arg("blocks") = "",
+           py::arg("num_threads") = 1,
+           "blocks: as VerifiedFile. Raises ValueError for a bad file, OSError if it\n"
+           "cannot be read.")
       .def_property_readonly("entries", &entries_of,
                              "Tensors by name, in file order: (dtype, shape).")
       .def_property_readonly(
@@ -106,12 +118,13 @@ void bind_safetensors(py::module_& module) {
   py::class_<SafetensorsWriter>(module, "SafetensorsWriter",
                                 "Streams tensors into a new safetensors file.")
       .def(py::init([](const std::string& path, const std::vector<SpecTuple>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata,
+                       int64_t num_threads) {
              return std::make_unique<SafetensorsWriter>(path, to_specs(tensors),
-                                                        metadata);
+                                                        metadata, num_threads);
            }),
            Released(), py::arg("path"), py::arg("tensors"), py::kw_only(),
-           py::arg("metadata"),
+           py::arg("metadata"), py::arg("num_threads") = 1,
            "tensors: (name, dtype, shape) in the order of the appends to come.")
       .def(
           "append",
@@ -122,18 +135,17 @@ void bind_safetensors(py::module_& module) {
           Released(), py::arg("name"), py::arg("data"),
           "The data of the next tensor (contiguous, CPU).")
       .def(
-          "finish",
-          [](SafetensorsWriter& writer) {
-            const FileRecord record = writer.finish();
-            return std::tuple(record.size_bytes, record.sha256);
-          },
-          Released(), "Make the file durable; returns its size in bytes and SHA-256.");
+          "finish", [](SafetensorsWriter& writer) { return to_tuple(writer.finish()); },
+          Released(),
+          "Make the file durable; returns its size in bytes, SHA-256 and those of its\n"
+          "blocks, as a manifest has them.");
 }
 
 void bind_hashed_file(py::module_& module) {
   py::class_<HashedFile>(module, "HashedFile",
                          "A new file, hashed while it is written.")
-      .def(py::init<const std::string&>(), Released(), py::arg("path"),
+      .def(py::init<const std::string&, int64_t>(), Released(), py::arg("path"),
+           py::kw_only(), py::arg("num_threads") = 1,
            "Raises OSError, also if there is one.")
       .def_property_readonly("num_bytes", &HashedFile::num_bytes, "Written so far.")
       .def(
@@ -152,12 +164,40 @@ void bind_hashed_file(py::module_& module) {
           Released(), py::arg("data"),
           "Append the data of a contiguous CPU tensor; returns their CRC-32.")
       .def(
-          "finish",
-          [](HashedFile& file) {
-            const FileRecord record = file.finish();
-            return std::tuple(record.size_bytes, record.sha256);
+          "finish", [](HashedFile& file) { return to_tuple(file.finish()); },
+          Released(),
+          "Make the file durable; returns its size in bytes, SHA-256 and those of its\n"
+          "blocks, as a manifest has them.");
+}
+
+void bind_verified_file(py::module_& module) {
+  py::class_<VerifiedFile>(
+      module, "VerifiedFile",
+      "A file, compared with the hashes of its blocks while it is read.")
+      .def(py::init<const std::string&, std::string, int64_t>(), Released(),
+           py::arg("path"), py::kw_only(), py::arg("blocks"), py::arg("num_threads"),
+           "blocks: as finish() of what wrote it returns them; an empty text: nothing\n"
+           "is compared. Raises ValueError for another number of blocks, OSError.")
+      .def_property_readonly("size_bytes", &VerifiedFile::size)
+      .def(
+          "read",
+          [](VerifiedFile& file, int64_t offset, int64_t size) {
+            std::string data(static_cast<size_t>(size), '\0');
+            {
+              const py::gil_scoped_release released;
+              file.read_at(offset, std::as_writable_bytes(std::span(data)));
+            }
+            return py::bytes(data);
           },
-          Released(), "Make the file durable; returns its size in bytes and SHA-256.");
+          py::arg("offset"), py::arg("size"),
+          "Bytes of the file. ValueError if they are damaged or not there.")
+      .def(
+          "read_into",
+          [](VerifiedFile& file, int64_t offset, const at::Tensor& out) {
+            file.read_at(offset, memory_of(out, out.scalar_type()));
+          },
+          Released(), py::arg("offset"), py::arg("out"),
+          "The same, into a contiguous CPU tensor.");
 }
 
 std::optional<std::string> manifest_text(const FoundCheckpoint& found) {
@@ -249,6 +289,7 @@ void bind_storage(py::module_ module) {
   });
   bind_safetensors(module);
   bind_hashed_file(module);
+  bind_verified_file(module);
   bind_commit(module);
   module.def(
       "dtype_name",
@@ -257,11 +298,11 @@ void bind_storage(py::module_ module) {
   module.def(
       "hash_file",
       [](const std::string& folder, const std::string& name) {
-        const FileRecord record = hash_file(folder, name);
-        return std::tuple(record.size_bytes, record.sha256);
+        return to_tuple(hash_file(folder, name));
       },
       Released(), py::arg("folder"), py::arg("name"),
-      "Size in bytes and SHA-256 of a file.");
+      "Size in bytes of a file, SHA-256 and those of its blocks, as a manifest has\n"
+      "them.");
   module.def(
       "check_exact_cover",
       [](const std::string& name, const std::vector<int64_t>& shape,

@@ -98,6 +98,28 @@ std::string Sha256::finish() {
   return text;
 }
 
+std::pair<std::string, std::string> Sha256::of_two(std::span<const std::byte> one,
+                                                   std::span<const std::byte> other) {
+  static const bool fast = has_sha_instructions();
+  Sha256 first, second;
+  if (fast) {
+    const size_t common = std::min(one.size(), other.size()) / kBlock * kBlock;
+    absorb_two_with_instructions({first.state_.data(), second.state_.data()},
+                                 {one.data(), other.data()}, common / kBlock);
+    first.num_bytes_ = second.num_bytes_ = common;
+    one = one.subspan(common), other = other.subspan(common);
+  }
+  first.update(one), second.update(other);
+  return {first.finish(), second.finish()};
+}
+
+std::string block_sha256(std::span<const std::byte> block) {
+  const size_t half = block.size() / 2;
+  const auto [first, second] = Sha256::of_two(block.first(half), block.subspan(half));
+  const std::string digits = first + second;
+  return sha256(std::as_bytes(std::span(digits)));
+}
+
 std::string sha256(std::span<const std::byte> data) {
   Sha256 hash;
   hash.update(data);

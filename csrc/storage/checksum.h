@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace torchtitan::storage {
 
@@ -18,6 +19,10 @@ class Sha256 {
   // 64 lowercase hexadecimal digits of all bytes so far. The object is spent then.
   std::string finish();
 
+  // Of two byte sequences, hashed side by side: that takes little longer than one.
+  static std::pair<std::string, std::string> of_two(std::span<const std::byte> one,
+                                                    std::span<const std::byte> other);
+
  private:
   void absorb(const std::byte* blocks, size_t num_blocks);
 
@@ -29,11 +34,27 @@ class Sha256 {
 
 std::string sha256(std::span<const std::byte> data);
 
+// A file of a checkpoint is hashed in blocks of this size, the last one shorter, so
+// that several threads can, and a part of it can be compared alone.
+inline constexpr size_t kHashedBlockBytes = size_t{1} << 20;
+
+inline size_t num_hashed_blocks(int64_t size_bytes) {
+  return (static_cast<size_t>(size_bytes) + kHashedBlockBytes - 1) / kHashedBlockBytes;
+}
+
+// Of a block: the SHA-256 of the 128 digits of the SHA-256 of its first size / 2 bytes
+// and of that of the others.
+std::string block_sha256(std::span<const std::byte> block);
+
 // Adds whole blocks of 64 bytes to the state. The two ways give equal states;
-// has_sha_instructions() says whether the second one may be called.
+// has_sha_instructions() says whether the second one may be called, and the third one,
+// which adds as many blocks to each of two states.
 void absorb_portable(uint32_t* state, const std::byte* blocks, size_t num_blocks);
 void absorb_with_instructions(uint32_t* state, const std::byte* blocks,
                               size_t num_blocks);
+void absorb_two_with_instructions(std::array<uint32_t*, 2> states,
+                                  std::array<const std::byte*, 2> blocks,
+                                  size_t num_blocks);
 bool has_sha_instructions();
 
 // The 64 round constants.

@@ -18,7 +18,6 @@
 namespace torchtitan::storage {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{4} << 20;
 constexpr mode_t kOwnerOnly = 0600;
 
 std::string parent_of(const std::string& path) {
@@ -26,16 +25,16 @@ std::string parent_of(const std::string& path) {
   return slash == std::string::npos ? "." : path.substr(0, slash + 1);
 }
 
-ssize_t write_some(int descriptor, std::span<const std::byte> data) {
+ssize_t write_some(int descriptor, std::span<const std::byte> data, int64_t offset) {
   const Fault fault = fault_at("write");
   if (fault.code != 0) {
     errno = fault.code;
     return -1;
   }
-  if (!fault.flips) return ::write(descriptor, data.data(), data.size());
+  if (!fault.flips) return ::pwrite(descriptor, data.data(), data.size(), offset);
   std::vector<std::byte> flipped(data.begin(), data.end());
   flip_bit(flipped);
-  return ::write(descriptor, flipped.data(), flipped.size());
+  return ::pwrite(descriptor, flipped.data(), flipped.size(), offset);
 }
 
 ssize_t read_some(int descriptor, std::span<std::byte> out, int64_t offset) {
@@ -47,6 +46,24 @@ ssize_t read_some(int descriptor, std::span<std::byte> out, int64_t offset) {
   const ssize_t taken = ::pread(descriptor, out.data(), out.size(), offset);
   if (fault.flips && taken > 0) flip_bit(out.first(static_cast<size_t>(taken)));
   return taken;
+}
+
+// Calls `action` with one block of a file behind the other; returns the bytes of all.
+template <class Action>
+int64_t for_each_block(const std::string& folder, const std::string& name,
+                       const Action& action) {
+  check_plain_name(name, folder);
+  const File file = File::open_for_reading(folder + "/" + name);
+  const int64_t size = file.size();
+  std::vector<std::byte> block(std::min(kHashedBlockBytes, static_cast<size_t>(size)));
+  for (int64_t offset = 0; offset < size;) {
+    const auto part = std::span(block).first(
+        std::min(block.size(), static_cast<size_t>(size - offset)));
+    file.read_at(offset, part);
+    action(std::span<const std::byte>(part));
+    offset += static_cast<int64_t>(part.size());
+  }
+  return size;
 }
 
 }  // namespace
@@ -100,16 +117,17 @@ int64_t File::size() const {
   return status.st_size;
 }
 
-void File::write(std::span<const std::byte> data) {
+void File::write_at(int64_t offset, std::span<const std::byte> data) {
   const size_t total = data.size();
   while (!data.empty()) {
-    const ssize_t written = write_some(descriptor_, data);
+    const ssize_t written = write_some(descriptor_, data, offset);
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
       throw_file_error(path_,
                        base::message("write ", data.size(), " of ", total, " bytes"));
     }
     data = data.subspan(static_cast<size_t>(written));
+    offset += written;
   }
 }
 
@@ -157,24 +175,23 @@ std::string read_text(const std::string& path, int64_t limit_bytes) {
 
 void write_text(const std::string& path, std::string_view text) {
   File file = File::create(path);
-  file.write(std::as_bytes(std::span(text)));
+  file.write_at(0, std::as_bytes(std::span(text)));
   file.sync();
 }
 
 FileRecord hash_file(const std::string& folder, const std::string& name) {
-  check_plain_name(name, folder);
-  const File file = File::open_for_reading(folder + "/" + name);
-  const int64_t size = file.size();
+  FileRecord record{.name = name, .size_bytes = 0, .sha256 = "", .blocks = ""};
+  record.size_bytes = for_each_block(
+      folder, name, [&](auto block) { record.blocks += block_sha256(block); });
+  record.sha256 = sha256(std::as_bytes(std::span(record.blocks)));
+  return record;
+}
+
+FileRecord hash_file_whole(const std::string& folder, const std::string& name) {
   Sha256 hash;
-  std::vector<std::byte> chunk(std::min(kChunkBytes, static_cast<size_t>(size)));
-  for (int64_t offset = 0; offset < size;) {
-    const auto part = std::span(chunk).first(
-        std::min(chunk.size(), static_cast<size_t>(size - offset)));
-    file.read_at(offset, part);
-    hash.update(part);
-    offset += static_cast<int64_t>(part.size());
-  }
-  return {name, size, hash.finish()};
+  const int64_t size =
+      for_each_block(folder, name, [&](auto block) { hash.update(block); });
+  return {.name = name, .size_bytes = size, .sha256 = hash.finish(), .blocks = ""};
 }
 
 void check_plain_name(std::string_view name, std::string_view where) {

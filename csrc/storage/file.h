@@ -41,7 +41,7 @@ class File {
 
   const std::string& path() const { return path_; }
   int64_t size() const;
-  void write(std::span<const std::byte> data);
+  void write_at(int64_t offset, std::span<const std::byte> data);
   // Fills all of `out`; a shorter file is an error.
   void read_at(int64_t offset, std::span<std::byte> out) const;
   // Returns once data and size are on the device. A failure is final: what was written
@@ -63,13 +63,17 @@ std::string read_text(const std::string& path, int64_t limit_bytes);
 // New file with this content, durable on return.
 void write_text(const std::string& path, std::string_view text);
 
-// Size and SHA-256 of a file.
+// What a manifest says of a file.
 struct FileRecord {
   std::string name;  // plain, relative to the checkpoint's folder
   int64_t size_bytes;
-  std::string sha256;
+  std::string sha256;  // of `blocks`; where that is empty, of the file
+  std::string blocks;  // block_sha256 (checksum.h) of all blocks, one behind the other
 };
 FileRecord hash_file(const std::string& folder, const std::string& name);
+
+// The same without blocks, as older checkpoints have it.
+FileRecord hash_file_whole(const std::string& folder, const std::string& name);
 
 // What torch.distributed.checkpoint names the table of a folder.
 inline constexpr std::string_view kDcpMetadataName = ".metadata";

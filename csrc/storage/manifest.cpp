@@ -5,6 +5,8 @@
 #include <initializer_list>
 #include <set>
 
+#include "storage/checksum.h"
+
 namespace torchtitan::storage {
 namespace {
 
@@ -39,14 +41,21 @@ bool is_lower_hex(std::string_view text, size_t length) {
 }
 
 FileRecord read_file_record(const Json& value) {
-  check_keys(value, {"name", "size_bytes", "sha256"});
-  FileRecord record{value.at("name").as_string(), value.at("size_bytes").as_integer(),
-                    value.at("sha256").as_string()};
+  check_keys(value, {"name", "size_bytes", "sha256", "block_sha256"});
+  const Json* const blocks = value.find("block_sha256");
+  FileRecord record{.name = value.at("name").as_string(),
+                    .size_bytes = value.at("size_bytes").as_integer(),
+                    .sha256 = value.at("sha256").as_string(),
+                    .blocks = blocks == nullptr ? "" : blocks->as_string()};
   check_plain_name(record.name, "files");
   check_value(record.name != kManifestName && record.name != kManifestChecksumName,
               "files: \"", record.name, "\" is the manifest's own name");
   check_value(record.size_bytes >= 0 && is_lower_hex(record.sha256, 64), "file \"",
               record.name, "\": bad size or sha256");
+  if (record.blocks.empty()) return record;
+  check_value(is_lower_hex(record.blocks, 64 * num_hashed_blocks(record.size_bytes)) &&
+                  sha256(std::as_bytes(std::span(record.blocks))) == record.sha256,
+              "file \"", record.name, "\": bad block_sha256");
   return record;
 }
 
@@ -208,8 +217,10 @@ Manifest parse_manifest(std::string_view text, std::string_view source) {
 std::string dump_manifest(const Manifest& manifest) {
   Json::Array files;
   for (const FileRecord& file : manifest.files) {
-    files.push_back(Json::Object{
-        {"name", file.name}, {"size_bytes", file.size_bytes}, {"sha256", file.sha256}});
+    Json::Object record{
+        {"name", file.name}, {"size_bytes", file.size_bytes}, {"sha256", file.sha256}};
+    if (!file.blocks.empty()) record.emplace("block_sha256", file.blocks);
+    files.push_back(std::move(record));
   }
   Json::Object tensors;
   for (const StoredTensor& tensor : manifest.tensors) {

@@ -3,6 +3,9 @@
 // The text is canonical (sorted keys, no spaces), its own SHA-256 lies beside it in
 // manifest.sha256 in the form that `sha256sum --check` reads. A manifest is only handed
 // out when it is sound: every element of every tensor lies in exactly one stored box.
+// Of every file it holds the hashes of its blocks, so that whoever reads a part
+// compares that part; folders written before that have one SHA-256 of the whole file
+// instead.
 #pragma once
 
 #include <cstdint>

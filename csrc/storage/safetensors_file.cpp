@@ -13,7 +13,7 @@ constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kWindowBytes = int64_t{1} << 20;
 
 // The header's text; leaves the start of the data in `data_start`.
-std::string read_header(const File& file, int64_t& data_start) {
+std::string read_header(VerifiedFile& file, int64_t& data_start) {
   const int64_t size = file.size();
   check_value(size >= kLengthBytes, file.path(), ": file of ", size,
               " bytes is too short for safetensors");
@@ -47,7 +47,7 @@ std::vector<int64_t> strides_of(std::span<const int64_t> shape, int64_t item_byt
 // Reads ranges that come in ascending order, near ones through a window.
 class WindowedReader {
  public:
-  WindowedReader(const File& file, int64_t end) : file_(file), end_(end) {}
+  WindowedReader(VerifiedFile& file, int64_t end) : file_(file), end_(end) {}
 
   void read(int64_t offset, std::span<std::byte> out) {
     const auto size = static_cast<int64_t>(out.size());
@@ -62,7 +62,7 @@ class WindowedReader {
   }
 
  private:
-  const File& file_;
+  VerifiedFile& file_;
   int64_t end_;
   int64_t start_ = 0;
   std::vector<std::byte> window_;
@@ -70,10 +70,9 @@ class WindowedReader {
 
 }  // namespace
 
-SafetensorsReader::SafetensorsReader(const std::string& path)
-    : file_(File::open_for_reading(path)) {
+SafetensorsReader::SafetensorsReader(VerifiedFile file) : file_(std::move(file)) {
   const std::string text = read_header(file_, data_start_);
-  header_ = parse_safetensors_header(text, file_.size() - data_start_, path);
+  header_ = parse_safetensors_header(text, file_.size() - data_start_, file_.path());
   for (size_t i = 0; i < header_.entries.size(); ++i) {
     index_.emplace(header_.entries[i].spec.name, i);
   }
@@ -132,8 +131,9 @@ void SafetensorsReader::read_box(const std::string& name, const Box& box,
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
                                      std::vector<TensorSpec> tensors,
-                                     const std::map<std::string, std::string>& metadata)
-    : file_(path), tensors_(std::move(tensors)) {
+                                     const std::map<std::string, std::string>& metadata,
+                                     int64_t num_threads)
+    : file_(path, num_threads), tensors_(std::move(tensors)) {
   const std::string header = safetensors_header(tensors_, metadata);
   std::array<std::byte, kLengthBytes> length;
   for (size_t i = 0; i < length.size(); ++i) {

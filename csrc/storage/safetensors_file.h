@@ -17,13 +17,16 @@
 #include "storage/file.h"
 #include "storage/hashed_file.h"
 #include "storage/safetensors.h"
+#include "storage/verified_file.h"
 
 namespace torchtitan::storage {
 
 class SafetensorsReader {
  public:
   // Reads and checks the header; throws std::invalid_argument or FileError.
-  explicit SafetensorsReader(const std::string& path);
+  explicit SafetensorsReader(const std::string& path)
+      : SafetensorsReader(VerifiedFile(path, "", 1)) {}
+  explicit SafetensorsReader(VerifiedFile file);
 
   const SafetensorsHeader& header() const { return header_; }
 
@@ -44,7 +47,7 @@ class SafetensorsReader {
                 const Destination& destination) const;
 
  private:
-  File file_;
+  mutable VerifiedFile file_;  // reading keeps blocks
   int64_t data_start_ = 0;
   SafetensorsHeader header_;
   std::unordered_map<std::string, size_t> index_;
@@ -54,8 +57,10 @@ class SafetensorsWriter {
  public:
   // Creates the file (it must not exist) and writes the header. Tensors whose dtype is
   // wider should come first, so that all of them are aligned.
+  // At most num_threads threads hash and write.
   SafetensorsWriter(const std::string& path, std::vector<TensorSpec> tensors,
-                    const std::map<std::string, std::string>& metadata);
+                    const std::map<std::string, std::string>& metadata,
+                    int64_t num_threads);
 
   // The data of the next tensor in order; throws std::invalid_argument unless it is
   // `name` with exactly its bytes.

@@ -1082,7 +1082,7 @@ class storage:
 
     class HashedFile:
         """A new file, hashed while it is written."""
-        def __init__(self, path: str) -> None:
+        def __init__(self, path: str, *, num_threads: int=1) -> None:
             """Raises OSError, also if there is one."""
         @property
         def num_bytes(self) -> int:
@@ -1091,13 +1091,15 @@ class storage:
             """Append."""
         def write_tensor(self, data: torch.Tensor) -> int:
             """Append the data of a contiguous CPU tensor; returns their CRC-32."""
-        def finish(self) -> tuple[int, str]:
-            """Make the file durable; returns its size in bytes and SHA-256."""
+        def finish(self) -> tuple[int, str, str]:
+            """Make the file durable; returns its size in bytes, SHA-256 and those of its
+            blocks, as a manifest has them."""
 
     class SafetensorsReader:
         """A safetensors file, its header checked strictly."""
-        def __init__(self, path: str) -> None:
-            """Raises ValueError for a bad file, OSError if it cannot be read."""
+        def __init__(self, path: str, *, blocks: str='', num_threads: int=1) -> None:
+            """blocks: as VerifiedFile. Raises ValueError for a bad file, OSError if it
+            cannot be read."""
         @property
         def entries(self) -> dict[typing.Any, typing.Any]:
             """Tensors by name, in file order: (dtype, shape)."""
@@ -1110,12 +1112,25 @@ class storage:
 
     class SafetensorsWriter:
         """Streams tensors into a new safetensors file."""
-        def __init__(self, path: str, tensors: collections.abc.Sequence[tuple[str, torch.dtype, collections.abc.Sequence[int]]], *, metadata: collections.abc.Mapping[str, str]) -> None:
+        def __init__(self, path: str, tensors: collections.abc.Sequence[tuple[str, torch.dtype, collections.abc.Sequence[int]]], *, metadata: collections.abc.Mapping[str, str], num_threads: int=1) -> None:
             """tensors: (name, dtype, shape) in the order of the appends to come."""
         def append(self, name: str, data: torch.Tensor) -> None:
             """The data of the next tensor (contiguous, CPU)."""
-        def finish(self) -> tuple[int, str]:
-            """Make the file durable; returns its size in bytes and SHA-256."""
+        def finish(self) -> tuple[int, str, str]:
+            """Make the file durable; returns its size in bytes, SHA-256 and those of its
+            blocks, as a manifest has them."""
+
+    class VerifiedFile:
+        """A file, compared with the hashes of its blocks while it is read."""
+        def __init__(self, path: str, *, blocks: str, num_threads: int) -> None:
+            """blocks: as finish() of what wrote it returns them; an empty text: nothing
+            is compared. Raises ValueError for another number of blocks, OSError."""
+        @property
+        def size_bytes(self) -> int: ...
+        def read(self, offset: int, size: int) -> bytes:
+            """Bytes of the file. ValueError if they are damaged or not there."""
+        def read_into(self, offset: int, out: torch.Tensor) -> None:
+            """The same, into a contiguous CPU tensor."""
     @staticmethod
     def check_exact_cover(name: str, shape: collections.abc.Sequence[int], boxes: collections.abc.Sequence[tuple[collections.abc.Sequence[int], collections.abc.Sequence[int]]]) -> None:
         """Raises ValueError that names the tensor unless each element of the shape lies
@@ -1141,8 +1156,9 @@ class storage:
     def dtype_name(dtype: torch.dtype) -> str:
         """Name of a torch dtype in safetensors, e.g. 'BF16'."""
     @staticmethod
-    def hash_file(folder: str, name: str) -> tuple[int, str]:
-        """Size in bytes and SHA-256 of a file."""
+    def hash_file(folder: str, name: str) -> tuple[int, str, str]:
+        """Size in bytes of a file, SHA-256 and those of its blocks, as a manifest has
+        them."""
     @staticmethod
     def inspect_checkpoint(path: str) -> storage.FoundCheckpoint:
         """The checkpoint in this folder, whatever its name."""

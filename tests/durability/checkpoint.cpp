@@ -33,7 +33,7 @@ std::string file_of(int64_t rank) {
 FileRecord write_part(const std::string& staging, int64_t rank, int64_t step) {
   const std::vector<int64_t> numbers = part_of_state(step, rank);
   SafetensorsWriter writer(staging + "/" + file_of(rank),
-                           {{"w", Dtype::kI64, {kNumbersOfRank}}}, {});
+                           {{"w", Dtype::kI64, {kNumbersOfRank}}}, {}, 1);
   writer.append("w", std::as_bytes(std::span(numbers)));
   return writer.finish();
 }
@@ -61,10 +61,9 @@ Manifest manifest_of(int64_t step, const std::string& id, const std::string& par
       .gathered = base::Json::Object{}};
 }
 
-bool load_part(const std::string& path, const Manifest& manifest, int64_t rank,
-               int64_t num_ranks) {
-  verify_files(path, manifest, rank, num_ranks);
-  const SafetensorsReader reader(path + "/" + file_of(rank));
+bool load_part(const std::string& path, const Manifest& manifest, int64_t rank) {
+  const SafetensorsReader reader(VerifiedFile(
+      path + "/" + file_of(rank), manifest.files[static_cast<size_t>(rank)].blocks, 1));
   std::vector<int64_t> numbers(kNumbersOfRank);
   reader.read_box("w", {{0}, {kNumbersOfRank}},
                   {.memory = std::as_writable_bytes(std::span(numbers)),

@@ -21,10 +21,10 @@ storage::Manifest manifest_of(int64_t step, const std::string& id,
                               const std::string& parent, int64_t sequence,
                               const std::vector<storage::FileRecord>& files);
 
-// Compares every num_ranks-th file with its SHA-256, then reads the rank's part of the
-// tensor. Throws std::invalid_argument or FileError.
+// Reads the rank's part of the tensor, as the loads of runs do: compared with its
+// SHA-256 while it is read. Throws std::invalid_argument or FileError.
 //   returns  whether the numbers are those of the manifest's step
-bool load_part(const std::string& path, const storage::Manifest& manifest, int64_t rank,
-               int64_t num_ranks);
+bool load_part(const std::string& path, const storage::Manifest& manifest,
+               int64_t rank);
 
 }  // namespace torchtitan::durability

@@ -12,6 +12,7 @@
 
 #include "base/errors.h"
 #include "durability/checkpoint.h"
+#include "storage/checksum.h"
 #include "storage/fault.h"
 
 namespace torchtitan::durability {
@@ -33,7 +34,7 @@ struct Reply {
   enum Kind : int64_t { kDone, kFailed, kWrong };
   Kind kind;
   int64_t size_bytes;
-  std::array<char, 65> sha256;
+  std::array<char, 65> blocks;  // FileRecord::blocks of a file of one block
 };
 
 struct RankLost {};
@@ -67,20 +68,20 @@ std::string step_path(const JobPlan& plan, int64_t step) {
 
 // What every rank does of a command.
 Reply answer(const JobPlan& plan, int64_t rank, const Command& command) {
-  Reply reply{.kind = Reply::kDone, .size_bytes = 0, .sha256 = {}};
+  Reply reply{.kind = Reply::kDone, .size_bytes = 0, .blocks = {}};
   try {
     if (command.kind == Command::kSave) {
       const std::string staging =
           base::message(step_path(plan, command.step), ".tmp-", command.id.data());
       const FileRecord record = write_part(staging, rank, command.step);
       reply.size_bytes = record.size_bytes;
-      reply.sha256 = to_array<65>(record.sha256);
+      reply.blocks = to_array<65>(record.blocks);
       return reply;
     }
     const FoundCheckpoint found = inspect_checkpoint(step_path(plan, command.step));
     if (!found.manifest) {
       reply.kind = Reply::kFailed;
-    } else if (!load_part(found.path, *found.manifest, rank, kNumRanks)) {
+    } else if (!load_part(found.path, *found.manifest, rank)) {
       reply.kind = Reply::kWrong;
     }
   } catch (const FileError&) {
@@ -205,8 +206,11 @@ class Leader {
       for (int64_t rank = 0; rank < kNumRanks; ++rank) {
         const Reply& reply = replies[static_cast<size_t>(rank)];
         if (reply.kind != Reply::kDone) throw FileError(EIO, id, "a rank has failed");
-        files.push_back({base::message("rank-", rank, ".safetensors"), reply.size_bytes,
-                         reply.sha256.data()});
+        const std::string blocks = reply.blocks.data();
+        files.push_back({.name = base::message("rank-", rank, ".safetensors"),
+                         .size_bytes = reply.size_bytes,
+                         .sha256 = sha256(std::as_bytes(std::span(blocks))),
+                         .blocks = blocks});
       }
       commit(plan_.folder, manifest_of(step, id, parent, last + 1, files), {});
       sequence = last + 1;

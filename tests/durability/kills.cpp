@@ -270,7 +270,7 @@ class Trials {
         base::check_value(found.manifest.has_value(), found.problem);
         newest = std::max(newest, found.manifest->sequence);
         for (int64_t rank = 0; rank < kNumRanks; ++rank) {
-          counts.wrong += !load_part(found.path, *found.manifest, rank, kNumRanks);
+          counts.wrong += !load_part(found.path, *found.manifest, rank);
         }
         ++counts.checkpoints_compared;
       } catch (const std::exception& error) {

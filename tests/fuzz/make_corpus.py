@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -84,13 +85,30 @@ def manifest(**changes: Any) -> bytes:
     return json.dumps(value | changes, separators=(",", ":")).encode()
 
 
+def hashed_file(name: str, size_bytes: int, blocks: str) -> dict[str, Any]:
+    digest = hashlib.sha256(blocks.encode()).hexdigest()
+    return {
+        "name": name,
+        "size_bytes": size_bytes,
+        "sha256": digest,
+        "block_sha256": blocks,
+    }
+
+
 def manifest_files() -> dict[str, bytes]:
+    hashed = [
+        hashed_file("rank-00000.safetensors", (1 << 20) + 1, "ab" * 64),
+        hashed_file("rank-00001.safetensors", 0, ""),
+    ]
+    too_few = [hashed_file("x", (1 << 20) + 1, "a" * 64)]
     outside = [{"name": "../x", "size_bytes": 1, "sha256": "a" * 64}]
     return {
         "training": manifest(),
         "model": manifest(content="model", parent="f" * 16, scalars={}, gathered={}),
         "folder": manifest(content="huggingface", tensors={}, gathered={}),
         "outside": manifest(files=outside, tensors={}),
+        "blocks": manifest(files=hashed),
+        "too_few_blocks": manifest(files=too_few, tensors={}),
         "other_version": manifest(format_version=2),
         "huge": manifest(step=2**63),
         "unknown_key": manifest(more=1),

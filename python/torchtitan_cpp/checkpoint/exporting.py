@@ -20,7 +20,12 @@ from torchtitan_cpp.checkpoint.adapter_table import HfWeight, TableStateDictAdap
 from torchtitan_cpp.checkpoint.hugging_face import SINGLE_NAME, by_layer
 from torchtitan_cpp.checkpoint.manifest import StoredFile, StoredTensor
 from torchtitan_cpp.checkpoint.plain_files import write_file
-from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader, dtype_of
+from torchtitan_cpp.checkpoint.shards import (
+    BoxReader,
+    ShardReader,
+    dtype_of,
+    num_io_threads,
+)
 from torchtitan_cpp.checkpoint.state import TensorEntry
 from torchtitan_cpp.checkpoint.state_dict_adapter import (
     INDEX_NAME,
@@ -65,12 +70,13 @@ class ExportedFile:
             os.path.join(folder, self.name),
             [(each.name, each.dtype, each.shape) for each in ordered],
             metadata={"format": "pt"},
+            num_threads=num_io_threads(),
         )
         for each in ordered:
             writer.append(each.name, each.read().contiguous())
-        size_bytes, sha256 = writer.finish()
-        logger.info(f"Wrote {self.name}, {size_bytes / 2**20:.1f} MiB")
-        return StoredFile(name=self.name, size_bytes=size_bytes, sha256=sha256)
+        file = StoredFile.of(self.name, writer.finish())
+        logger.info(f"Wrote {self.name}, {file.size_bytes / 2**20:.1f} MiB")
+        return file
 
 
 def plan_export(

@@ -1,4 +1,4 @@
-"""Filling the tensors of a run from a checkpoint that has been verified."""
+"""Filling the tensors of a run from a checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_checkpoint(
     wanted: Set[str],
     weights_only: bool,
 ) -> LoadedState:
-    """Fill the tensors of the wanted parts. Collective.
+    """Fill the tensors of the wanted parts from a ``verify``-ed checkpoint. Collective.
 
     Names and shapes must agree. So must dtypes, unless only weights are taken: those
     are cast.
@@ -50,6 +50,8 @@ def read_checkpoint(
         What was read; its step is 0 where ``train_state`` is not wanted.
     Raises:
         ValueError: on all ranks: what differs, with the nearest name.
+        CheckpointError: on all ranks: what was read is not what was written. What the
+            tensors hold then is undefined.
     """
     manifest, path = candidate.manifest, candidate.path
     is_full = manifest.content == "training" and not weights_only

@@ -202,6 +202,7 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: on all ranks: the chosen checkpoint is damaged, or all are.
+                What the tensors hold then is undefined.
             FileNotFoundError: there is no checkpoint of ``load_step``.
             ValueError: names, shapes or dtypes differ from those of the run, or
                 ``exclude_from_loading`` names a part that does not exist.
@@ -216,6 +217,11 @@ class CheckpointManager:
             try:
                 candidate = inspect_on_all(path, self._ranks)
                 verify(candidate, self._ranks)
+                # May find damage when tensors are filled already: what comes next fills
+                # the same ones, or the run ends.
+                loaded = read_checkpoint(
+                    candidate, state, self._ranks, wanted=wanted, weights_only=False
+                )
             except CheckpointError as error:
                 if load_step >= 0:
                     raise
@@ -224,9 +230,6 @@ class CheckpointManager:
                         f"Damaged, going back to an older checkpoint: {error}"
                     )
                 continue
-            loaded = read_checkpoint(
-                candidate, state, self._ranks, wanted=wanted, weights_only=False
-            )
             if loaded.step == candidate.manifest.step:
                 self._parent = candidate.manifest.id
                 self._saved_step = loaded.step

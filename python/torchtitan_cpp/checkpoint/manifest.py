@@ -18,6 +18,17 @@ class StoredFile:
     name: str
     size_bytes: int
     sha256: str
+    """Of ``block_sha256``; where that is empty, of the file."""
+    block_sha256: str = ""
+    """As csrc/storage/file.h has it; empty where others, or older ones of us, wrote."""
+
+    @staticmethod
+    def of(name: str, record: tuple[int, str, str]) -> StoredFile:
+        """Of what ``_C.storage`` returns for a file."""
+        size_bytes, sha256, block_sha256 = record
+        return StoredFile(
+            name=name, size_bytes=size_bytes, sha256=sha256, block_sha256=block_sha256
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and proof that it is undamaged."""
+"""Which checkpoint a run goes on from, and whether it is damaged."""
 
 from __future__ import annotations
 
@@ -103,21 +103,30 @@ def inspect_on_all(path: str, ranks: Ranks) -> Candidate:
 
 
 def verify(candidate: Candidate, ranks: Ranks) -> None:
-    """Compare all checksums, each file or blob on one rank. Collective.
+    """Compare the checksums that reading the tensors does not compare. Collective.
+
+    Those are the ones of other programs, of files that were written without hashes of
+    their blocks, and of files without tensors; each file or blob on one rank.
 
     Raises:
         CheckpointError: on all ranks, with the file, what was expected and found.
     """
+    manifest = candidate.manifest
+    read = {box.file for each in manifest.tensors.values() for box in each.boxes}
+    files = tuple(
+        file
+        for number, file in enumerate(manifest.files)
+        if number not in read or not file.block_sha256
+    )
 
     def act() -> None:
         parts = {"part": ranks.rank, "num_parts": ranks.world_size}
         try:
-            if candidate.text is None:
-                check_blobs(candidate.path, candidate.manifest, **parts)
-            else:
-                _C.storage.verify_files(
-                    candidate.path, manifest=candidate.text, **parts
-                )
+            if candidate.is_foreign:
+                check_blobs(candidate.path, manifest, **parts)
+            elif files:
+                text = replace(manifest, files=files, tensors={}).dump()
+                _C.storage.verify_files(candidate.path, manifest=text, **parts)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(str(error)) from None
 
@@ -141,8 +150,9 @@ def verify_weights(path: str, ranks: Ranks) -> None:
     candidate = inspect_on_all(path, ranks)
     files = candidate.manifest.files
     weights = tuple(file for file in files if file.name.endswith(".safetensors"))
-    manifest = replace(candidate.manifest, files=weights)
-    verify(replace(candidate, text=manifest.dump(), manifest=manifest), ranks)
+    verify(
+        replace(candidate, manifest=replace(candidate.manifest, files=weights)), ranks
+    )
 
 
 def newest_model(folder: str) -> str | None:

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,15 @@ import torch
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.manifest import StoredBox, StoredFile, StoredTensor
 from torchtitan_cpp.checkpoint.state import Json, TensorEntry
+
+
+def num_io_threads() -> int:
+    """Threads of a rank that hash, and read or write, at once.
+
+    More than a few do not speed up one file.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def shard_name(rank: int) -> str:
@@ -65,13 +75,13 @@ def write_shard(
         os.path.join(folder, name),
         [(key, stored_dtype(e, export_dtype), e.size) for key, e in boxes],
         metadata={},
+        num_threads=num_io_threads(),
     )
     for key, entry in boxes:
         dtype = stored_dtype(entry, export_dtype)
         writer.append(key, entry.numbers().to("cpu", dtype).contiguous())
-    size_bytes, sha256 = writer.finish()
-    file: dict[str, Json] = {"name": name, "size_bytes": size_bytes, "sha256": sha256}
-    return {"file": file, "tensors": reports}
+    file = StoredFile.of(name, writer.finish())
+    return {"file": asdict(file), "tensors": reports}
 
 
 def collect_shards(
@@ -168,7 +178,11 @@ class BoxReader(ABC):
 
 
 class ShardReader(BoxReader):
-    """Reads the package's own files; keeps those it used open."""
+    """Reads the package's own files; keeps those it used open.
+
+    What it reads is compared with ``StoredFile.block_sha256``, where there is one:
+    ValueError for a file that is not what was written.
+    """
 
     def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
         self._folder = folder
@@ -199,7 +213,11 @@ class ShardReader(BoxReader):
     def _reader(self, file: int) -> _C.storage.SafetensorsReader:
         if file not in self._readers:
             path = os.path.join(self._folder, self._files[file].name)
-            reader = self._readers[file] = _C.storage.SafetensorsReader(path)
+            reader = self._readers[file] = _C.storage.SafetensorsReader(
+                path,
+                blocks=self._files[file].block_sha256,
+                num_threads=num_io_threads(),
+            )
             self._dtypes[file] = {k: dtype for k, (dtype, _) in reader.entries.items()}
         return self._readers[file]
 

@@ -40,6 +40,25 @@ TEST(Sha256, DoesNotDependOnHowTheBytesArrive) {
   }
 }
 
+TEST(Sha256, TwoSideBySideAreThoseOfEach) {
+  std::mt19937 random(8);
+  std::vector<std::byte> bytes(700);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  const auto all = std::span<const std::byte>(bytes);
+  for (int trial = 0; trial < 200; ++trial) {
+    const size_t size = random() % 701, cut = random() % (size + 1);
+    const auto one = all.first(cut), other = all.subspan(cut, size - cut);
+    EXPECT_EQ(Sha256::of_two(one, other), std::pair(sha256(one), sha256(other)));
+  }
+}
+
+// Written down: checkpoints outlive the program.
+TEST(BlockSha256, IsTheHashOfTheDigitsOfItsTwoHalves) {
+  EXPECT_EQ(block_sha256(std::as_bytes(std::span(std::string_view("abc")))),
+            hash_text(hash_text("a") + hash_text("bc")));
+  EXPECT_EQ(block_sha256({}), hash_text(hash_text("") + hash_text("")));
+}
+
 TEST(Sha256, InstructionsAndPlainCodeAgree) {
   std::mt19937 random(5);
   std::vector<std::byte> blocks(64 * 9);

@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "storage/checksum.h"
 #include "storage/crc32.h"
 #include "storage/temporary_folder.h"
 
@@ -20,9 +21,9 @@ TEST(HashedFile, HasSizeHashAndContentOfAllThatWasWrittenInOrder) {
   const std::string path = folder / "data";
   std::mt19937 random(5);
   std::vector<std::byte> all;
-  HashedFile file(path);
-  // On both sides of the size from which another thread hashes.
-  for (const size_t size : {0, 3, 5 << 20, 70, (1 << 20) - 1, 1 << 20, 65}) {
+  HashedFile file(path, 3);
+  // Within a block, up to the end of one, over many.
+  for (const size_t size : {0, 3, 5 << 20, 70, (1 << 20) - 73, 1 << 20, 65, 3 << 20}) {
     std::vector<std::byte> part(size);
     for (std::byte& byte : part) byte = static_cast<std::byte>(random());
     if (size % 2 == 0) {
@@ -35,20 +36,29 @@ TEST(HashedFile, HasSizeHashAndContentOfAllThatWasWrittenInOrder) {
   const FileRecord record = file.finish();
   EXPECT_EQ(record.name, "data");
   EXPECT_EQ(record.size_bytes, static_cast<int64_t>(all.size()));
-  EXPECT_EQ(record.sha256, sha256(all));
+  std::string blocks;
+  for (auto left = std::span<const std::byte>(all); !left.empty();) {
+    const auto block = left.first(std::min<size_t>(1 << 20, left.size()));
+    blocks += block_sha256(block);
+    left = left.subspan(block.size());
+  }
+  EXPECT_EQ(record.blocks, blocks);
+  EXPECT_EQ(record.sha256, sha256(std::as_bytes(std::span(blocks))));
+  EXPECT_EQ(hash_file_whole(folder.path(), "data").sha256, sha256(all));
   const FileRecord found = hash_file(folder.path(), "data");
   EXPECT_EQ(found.size_bytes, record.size_bytes);
   EXPECT_EQ(found.sha256, record.sha256);
+  EXPECT_EQ(found.blocks, record.blocks);
 }
 
-TEST(HashedFile, TellsThatWritingFailedWhileAnotherThreadHashed) {
+TEST(HashedFile, TellsThatWritingFailedInAnyThread) {
   // In a child: the limit is that of the process.
   const auto write_too_much = [] {
     const TemporaryFolder folder;
     std::signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{1 << 20, 1 << 20};
     setrlimit(RLIMIT_FSIZE, &limit);
-    HashedFile file(folder / "data");
+    HashedFile file(folder / "data", 2);
     try {
       file.write(std::vector<std::byte>(4 << 20));
     } catch (const FileError& error) {

@@ -5,11 +5,14 @@
 #include <random>
 
 #include "base/errors.h"
+#include "storage/checksum.h"
 
 namespace torchtitan::storage {
 namespace {
 
 using base::Json;
+
+const std::string kBlocks(128, 'c');  // two of them
 
 Manifest example() {
   return {
@@ -22,8 +25,14 @@ Manifest example() {
       .config_hash = "c",
       .torch_version = "2.13.0",
       .torchtitan_cpp_version = "0.1.0",
-      .files = {{"rank-00000.safetensors", 100, std::string(64, 'a')},
-                {"rank-00001.safetensors", 90, std::string(64, 'b')}},
+      .files = {{.name = "rank-00000.safetensors",
+                 .size_bytes = 100,
+                 .sha256 = std::string(64, 'a'),
+                 .blocks = ""},
+                {.name = "rank-00001.safetensors",
+                 .size_bytes = (1 << 20) + 1,
+                 .sha256 = sha256(std::as_bytes(std::span(kBlocks))),
+                 .blocks = kBlocks}},
       .tensors = {{.name = "w",
                    .kind = "model",
                    .dtype = Dtype::kF32,
@@ -48,6 +57,15 @@ std::string with(std::string_view from, std::string_view to) {
   const size_t at = text.find(from);
   EXPECT_NE(at, std::string::npos) << from;
   return text.replace(at, from.size(), to);
+}
+
+TEST(Manifest, RefusesHashesOfBlocksThatAreNotThoseOfTheFile) {
+  const std::string bad = "m.json: file \"rank-00001.safetensors\": bad block_sha256";
+  EXPECT_EQ(error_of(with("1048577", "1048576")), bad);
+  EXPECT_EQ(error_of(with("1048577", "2097153")), bad);
+  EXPECT_EQ(error_of(with("1048577", "9223372036854775807")), bad);
+  EXPECT_EQ(error_of(with(kBlocks, std::string(127, 'c') + 'd')), bad);
+  EXPECT_EQ(error_of(with(kBlocks, std::string(128, 'C'))), bad);
 }
 
 TEST(Manifest, TextReadsBackToTheSameText) {
@@ -80,7 +98,7 @@ TEST(Manifest, RefusesUnsoundTextsAndSaysWhy) {
       {"torchtitan_cpp checkpoint", "another"},
       {R"("world_size":2)", R"("world_size":3)"},
       {R"("size_bytes":100)", R"("size_bytes":-100)"},
-      {std::string(64, 'b'), std::string(63, 'b')},
+      {std::string(64, 'a'), std::string(63, 'a')},
       {"rank-00001.safetensors", "rank-00000.safetensors"},
       {"rank-00001.safetensors", "manifest.json"},
       {"rank-00001.safetensors", "/etc/passwd"},

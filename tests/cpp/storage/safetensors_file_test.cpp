@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 
+#include "storage/checksum.h"
 #include "storage/temporary_folder.h"
 
 namespace torchtitan::storage {
@@ -20,7 +21,7 @@ std::vector<int32_t> iota(int64_t count) {
 
 FileRecord write_one(const std::string& path, const std::vector<int64_t>& shape) {
   const std::vector<int32_t> values = iota(base::checked_product(shape));
-  SafetensorsWriter writer(path, {{"w", Dtype::kI32, shape}}, {});
+  SafetensorsWriter writer(path, {{"w", Dtype::kI32, shape}}, {}, 1);
   writer.append("w", std::as_bytes(std::span(values)));
   return writer.finish();
 }
@@ -41,6 +42,8 @@ TEST(SafetensorsFile, RecordMatchesTheFileOnDisk) {
   EXPECT_EQ(record.name, "a.safetensors");
   EXPECT_EQ(record.size_bytes, found.size_bytes);
   EXPECT_EQ(record.sha256, found.sha256);
+  EXPECT_EQ(record.blocks, found.blocks);
+  EXPECT_EQ(sha256(std::as_bytes(std::span(record.blocks))), record.sha256);
 }
 
 // Any box, from any place to any place, against an index computed element by element.
@@ -135,27 +138,33 @@ TEST(SafetensorsFile, RefusesEveryTruncationAndExtension) {
   }
 }
 
-TEST(SafetensorsFile, EveryFlippedBitChangesTheChecksum) {
+TEST(SafetensorsFile, EveryFlippedBitIsFoundByTheVerifyingReader) {
   const TemporaryFolder folder;
   const FileRecord record = write_one(folder / "a", {9});
   const std::string bytes = read_text(folder / "a", 1 << 20);
   for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
     std::string flipped = bytes;
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ 1 << bit % 8);
-    EXPECT_NE(sha256(std::as_bytes(std::span(flipped))), record.sha256);
-    if (bit < 64) {  // and a wrong length of the header is seen at once
-      const std::string path = folder / ("flipped" + std::to_string(bit));
-      write_text(path, flipped);
+    const std::string path = folder / ("flipped" + std::to_string(bit));
+    write_text(path, flipped);
+    EXPECT_THROW(SafetensorsReader(VerifiedFile(path, record.blocks, 1)),
+                 std::invalid_argument);
+    // A wrong length of the header is seen without checksums too.
+    if (bit < 64) {
       EXPECT_NE(error_of(path), "accepted") << bit;
     }
   }
+  EXPECT_EQ(SafetensorsReader(VerifiedFile(folder / "a", record.blocks, 1))
+                .header()
+                .entries.size(),
+            1u);
 }
 
 TEST(SafetensorsFile, WriterTakesExactlyWhatItAnnounced) {
   const TemporaryFolder folder;
   const std::vector<std::byte> data(8);
   SafetensorsWriter writer(folder / "a",
-                           {{"x", Dtype::kI32, {2}}, {"y", Dtype::kU8, {8}}}, {});
+                           {{"x", Dtype::kI32, {2}}, {"y", Dtype::kU8, {8}}}, {}, 1);
   EXPECT_THROW(writer.append("y", data), std::invalid_argument);
   EXPECT_THROW(writer.append("x", std::span(data).first(4)), std::invalid_argument);
   writer.append("x", data);
@@ -163,7 +172,7 @@ TEST(SafetensorsFile, WriterTakesExactlyWhatItAnnounced) {
   writer.append("y", data);
   EXPECT_THROW(writer.append("z", data), std::invalid_argument);
   EXPECT_GT(writer.finish().size_bytes, 16);
-  EXPECT_THROW(SafetensorsWriter(folder / "a", {}, {}), FileError);  // exists
+  EXPECT_THROW(SafetensorsWriter(folder / "a", {}, {}, 1), FileError);  // exists
 }
 
 TEST(SafetensorsFile, RefusesWhatIsNoRegularFile) {

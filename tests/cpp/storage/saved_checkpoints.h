@@ -28,7 +28,7 @@ inline Committed save(const std::string& folder, const Save& what,
   const std::string id = id_of(what.sequence);
   const std::string staging = create_staging(folder, what.step, id);
   SafetensorsWriter writer(staging + "/rank-00000.safetensors",
-                           {{"w", Dtype::kI64, {}}}, {});
+                           {{"w", Dtype::kI64, {}}}, {}, 1);
   writer.append("w", std::as_bytes(std::span(&what.sequence, 1)));
   return commit(folder,
                 {.step = what.step,

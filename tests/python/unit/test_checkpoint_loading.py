@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from checkpoint_runs import (
 
 from torchtitan_cpp.checkpoint import (
     CheckpointError,
+    TensorEntry,
     TrainingState,
 )
 
@@ -84,6 +87,56 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_or_refused_by_name(
     assert "step-20 was there already; it is kept as" in caplog.text
     (kept,) = (tmp_path / "checkpoint").glob("step-20.replaced-by-*")
     assert any(kept.iterdir())
+
+
+def without_blocks(step: Path) -> None:
+    """Make of a checkpoint what it was before blocks had hashes."""
+    manifest = json.loads((step / "manifest.json").read_text())
+    for file in manifest["files"]:
+        del file["block_sha256"]
+        data = (step / file["name"]).read_bytes()
+        file["sha256"] = hashlib.sha256(data).hexdigest()
+    text = json.dumps(manifest)
+    (step / "manifest.json").write_text(text)
+    line = f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n"
+    (step / "manifest.sha256").write_text(line)
+
+
+def test_one_hash_of_a_whole_file_will_do(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    step = tmp_path / "checkpoint/step-20"
+    without_blocks(step)
+    assert load(tmp_path)[1] == 20
+    flip_bit(step / "rank-00000.safetensors")
+    assert load(tmp_path)[1] == 10
+
+
+def test_a_rank_compares_the_blocks_it_reads_and_no_others(tmp_path: Path) -> None:
+    numbers = torch.arange(1 << 20, dtype=torch.float32).view(4, -1)  # 4 blocks
+
+    def state(rows: range) -> TrainingState:
+        local = torch.zeros(len(rows), numbers.shape[1])
+        entry = TensorEntry(
+            name="w",
+            kind="model",
+            local=local,
+            global_shape=tuple(numbers.shape),
+            offset=(rows.start, 0),
+            size=tuple(local.shape),
+            is_writer=True,
+        )
+        return TrainingState(tensors=[entry])
+
+    whole = state(range(4))
+    whole.tensors[0].local.copy_(numbers)
+    manager(tmp_path).save(1, whole)
+    flip_bit(tmp_path / "checkpoint/step-1/rank-00000.safetensors")  # of block 2
+    part = state(range(1))
+    assert manager(tmp_path).load(part).step == 1
+    assert torch.equal(part.tensors[0].local, numbers[:1])
+    for rows in (range(4), range(2, 3)):
+        with pytest.raises(CheckpointError, match="bytes 2097152 to 3145728"):
+            manager(tmp_path, replace(ENABLED, load_step=1)).load(state(rows))
 
 
 def test_a_damaged_old_checkpoint_is_told_without_going_back(

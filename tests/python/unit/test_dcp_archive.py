@@ -22,7 +22,7 @@ def archive_of(tensor: torch.Tensor, folder: Path, before: bytes = b"") -> bytes
     file = _C.storage.HashedFile(str(path))
     file.write(before)
     write_archive(file, tensor)
-    size, _ = file.finish()
+    size, _, _ = file.finish()
     data = path.read_bytes()
     assert len(data) == size == file.num_bytes
     return data[len(before) :]

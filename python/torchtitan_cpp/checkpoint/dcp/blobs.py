@@ -19,6 +19,8 @@ import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.dcp.unpickling import SavedTensor, read_value
+from torchtitan_cpp.checkpoint.manifest import StoredFile
+from torchtitan_cpp.checkpoint.shards import num_io_threads
 
 _MAX_PICKLE_BYTES = 16 << 20
 
@@ -39,14 +41,16 @@ def parse_address(text: str) -> tuple[int, int]:
 class BlobReader:
     """Reads blobs of the files of a folder; keeps the files it used open.
 
+    What it reads of files of ours is compared with ``StoredFile.block_sha256``.
+
     Every method raises ValueError that names file and address for a blob that is
     damaged or not what it should be, and OSError if it cannot be read.
     """
 
-    def __init__(self, folder: str, files: Sequence[str]) -> None:
+    def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
         self._folder = folder
         self._files = files
-        self._open: dict[int, io.FileIO] = {}
+        self._open: dict[int, _C.storage.VerifiedFile] = {}
 
     def value(self, file: int, blob: str) -> Any:
         """What was saved, if it is no tensor; a tensor of one element as a number."""
@@ -132,8 +136,6 @@ class BlobReader:
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._open.values():
-            file.close()
         self._open.clear()
 
     def _describe(self, file: int, blob: str) -> tuple[SavedTensor, int, int]:
@@ -145,13 +147,17 @@ class BlobReader:
 
     def _stream(self, file: int, blob: str) -> _Region:
         if file not in self._open:
-            _C.storage.check_plain_name(self._files[file], where=self._folder)
-            path = os.path.join(self._folder, self._files[file])
-            self._open[file] = open(path, "rb", buffering=0)  # noqa: SIM115
+            stored = self._files[file]
+            _C.storage.check_plain_name(stored.name, where=self._folder)
+            self._open[file] = _C.storage.VerifiedFile(
+                os.path.join(self._folder, stored.name),
+                blocks=stored.block_sha256,
+                num_threads=num_io_threads(),
+            )
         return _Region(self._open[file], *parse_address(blob))
 
     def _where(self, file: int, blob: str) -> str:
-        return f"{os.path.join(self._folder, self._files[file])} at {blob}"
+        return f"{os.path.join(self._folder, self._files[file].name)} at {blob}"
 
     def _read_flat(
         self, file: int, begin: int, numel: int, dtype: torch.dtype
@@ -164,15 +170,7 @@ class BlobReader:
         """Fill a contiguous CPU tensor from the bytes at ``begin``."""
         if out.numel() == 0:
             return
-        left = out.detach().reshape(-1).view(torch.uint8).numpy().data
-        while left:
-            count = os.preadv(self._open[file].fileno(), [left], begin)
-            if count == 0:
-                raise ValueError(
-                    f"{self._open[file].name!s}: ends at byte {begin}, expected "
-                    f"{len(left)} more"
-                )
-            left, begin = left[count:], begin + count
+        self._open[file].read_into(begin, out.detach())
 
 
 def _is_contiguous(saved: SavedTensor) -> bool:
@@ -187,7 +185,7 @@ def _is_contiguous(saved: SavedTensor) -> bool:
 class _Region(io.RawIOBase):
     """A part of a file as a file of its own; the position of the file stays."""
 
-    def __init__(self, file: io.FileIO, begin: int, length: int) -> None:
+    def __init__(self, file: _C.storage.VerifiedFile, begin: int, length: int) -> None:
         super().__init__()
         self._file, self.begin, self._length = file, begin, length
         self._position = 0
@@ -206,10 +204,14 @@ class _Region(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(self._length - self._position, 0)
+        begin = self.begin + self._position
+        end = min(self.begin + self._length, self._file.size_bytes)
+        left = max(end - begin, 0)
         if size is not None and size >= 0:
             left = min(left, size)  # a damaged archive may ask for anything
-        data = os.pread(self._file.fileno(), left, self.begin + self._position)
+        if left == 0:
+            return b""
+        data = self._file.read(begin, left)
         self._position += len(data)
         return data
 

@@ -15,7 +15,7 @@ class DcpBoxReader(BoxReader):
     """Reads boxes whose keys are addresses of blobs; keeps the files it used open."""
 
     def __init__(self, folder: str, files: Sequence[StoredFile]) -> None:
-        self._blobs = BlobReader(folder, [file.name for file in files])
+        self._blobs = BlobReader(folder, files)
 
     def dtype_of(self, stored: StoredTensor) -> torch.dtype | None:
         return dtype_of(stored.dtype) if stored.boxes else None

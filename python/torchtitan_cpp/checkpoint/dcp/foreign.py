@@ -68,7 +68,7 @@ def read_foreign(path: str) -> Manifest:
     data = _read_bounded(source)
     try:
         table = _table_of(read_metadata(data), path)
-        reader = BlobReader(path, [file.name for file in table.files])
+        reader = BlobReader(path, table.files)
         content = _content_of(table, reader)
     except OSError:
         raise
@@ -293,7 +293,7 @@ def check_blobs(path: str, manifest: Manifest, *, part: int, num_parts: int) -> 
     Raises:
         ValueError: that names file and place of the first that differs.
     """
-    reader = BlobReader(path, [file.name for file in manifest.files])
+    reader = BlobReader(path, manifest.files)
     boxes = [(t.dtype, box) for t in manifest.tensors.values() for box in t.boxes]
     try:
         for dtype, box in boxes[part::num_parts]:

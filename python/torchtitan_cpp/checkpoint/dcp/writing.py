@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.dcp.archive import write_archive
 from torchtitan_cpp.checkpoint.dcp.blobs import address
 from torchtitan_cpp.checkpoint.manifest import StoredFile
-from torchtitan_cpp.checkpoint.shards import stored_dtype
+from torchtitan_cpp.checkpoint.shards import num_io_threads, stored_dtype
 from torchtitan_cpp.checkpoint.state import Json, TensorEntry, TorchSettings
 
 
@@ -26,7 +27,9 @@ class BlobWriter:
 
     def __init__(self, folder: str, name: str) -> None:
         self._name = name
-        self._file = _C.storage.HashedFile(os.path.join(folder, name))
+        self._file = _C.storage.HashedFile(
+            os.path.join(folder, name), num_threads=num_io_threads()
+        )
 
     def save(self, value: Any) -> str:
         """Append what ``torch.save`` makes of a tensor or value; returns its address.
@@ -48,8 +51,7 @@ class BlobWriter:
 
     def finish(self) -> StoredFile:
         """Make the file durable."""
-        size_bytes, sha256 = self._file.finish()
-        return StoredFile(name=self._name, size_bytes=size_bytes, sha256=sha256)
+        return StoredFile.of(self._name, self._file.finish())
 
 
 def write_dcp_shard(
@@ -78,15 +80,7 @@ def write_dcp_shard(
             dtype = stored_dtype(entry, export_dtype)
             blob = writer.save(entry.numbers().to("cpu", dtype))
         reports.append(_report(entry, export_dtype, blob))
-    file = writer.finish()
-    return {
-        "file": {
-            "name": file.name,
-            "size_bytes": file.size_bytes,
-            "sha256": file.sha256,
-        },
-        "tensors": reports,
-    }
+    return {"file": asdict(writer.finish()), "tensors": reports}
 
 
 def report_settings(settings: TorchSettings | None) -> dict[str, Json]:
