@@ -4,6 +4,7 @@
 #include "storage/commit.h"
 #include "storage/hashed_file.h"
 #include "storage/safetensors_file.h"
+#include "storage/stream_copy.h"
 #include "storage/verified_file.h"
 
 namespace torchtitan::bindings {
@@ -303,6 +304,20 @@ void bind_storage(py::module_ module) {
       Released(), py::arg("folder"), py::arg("name"),
       "Size in bytes of a file, SHA-256 and those of its blocks, as a manifest has\n"
       "them.");
+  module.def(
+      "stream_copy",
+      [](const std::vector<std::pair<at::Tensor, at::Tensor>>& copies,
+         int64_t num_threads) {
+        std::vector<Copied> spans;
+        for (const auto& [to, from] : copies) {
+          const at::ScalarType dtype = to.scalar_type();
+          spans.push_back({.to = memory_of(to, dtype), .from = memory_of(from, dtype)});
+        }
+        stream_copy(spans, num_threads);
+      },
+      Released(), py::arg("copies"), py::kw_only(), py::arg("num_threads"),
+      "Copy the second tensor of each pair into the first one (contiguous, CPU, same\n"
+      "dtype and bytes) past the caches: for much that is not read soon.");
   module.def(
       "check_exact_cover",
       [](const std::string& name, const std::vector<int64_t>& shape,

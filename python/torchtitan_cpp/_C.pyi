@@ -1171,6 +1171,10 @@ class storage:
         """Delete old checkpoints in the line of ancestors of head; returns their steps,
         and the paths of those that stay because something else lies in them."""
     @staticmethod
+    def stream_copy(copies: collections.abc.Sequence[tuple[torch.Tensor, torch.Tensor]], *, num_threads: int) -> None:
+        """Copy the second tensor of each pair into the first one (contiguous, CPU, same
+        dtype and bytes) past the caches: for much that is not read soon."""
+    @staticmethod
     def verify_files(path: str, *, manifest: str, part: int, num_parts: int) -> None:
         """Compare size and SHA-256 of every num_parts-th file; ValueError names the first
         that differs."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from torchtitan_cpp import _C
+from torchtitan_cpp.checkpoint.shards import num_io_threads
 from torchtitan_cpp.checkpoint.state import TensorEntry, TrainingState
 
 _ALIGNMENT = 64
@@ -52,10 +54,15 @@ class Snapshot:
             .view(entry.size)
             for entry, begin in zip(copied, places, strict=True)
         }
+        on_host: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
             for entry in copied:
-                target = targets[id(entry)]
-                target.copy_(entry.numbers(), non_blocking=self._pinned)
+                target, numbers = targets[id(entry)], entry.numbers().detach()
+                if numbers.is_cpu and _same_layout(target, numbers):
+                    on_host.append((target, numbers))
+                else:
+                    target.copy_(numbers, non_blocking=self._pinned)
+        _C.storage.stream_copy(on_host, num_threads=num_io_threads())
         if any(entry.local.is_cuda for entry in copied):
             torch.cuda.current_stream().synchronize()
         return replace(
@@ -74,6 +81,11 @@ class Snapshot:
     def release(self) -> None:
         """Give the memory back, once nobody uses the last copy any more."""
         self._memory = torch.empty(0, dtype=torch.uint8)
+
+
+def _same_layout(target: torch.Tensor, source: torch.Tensor) -> bool:
+    """Whether the bytes of one are those of the other."""
+    return source.is_contiguous() and source.dtype == target.dtype
 
 
 def _places(entries: Sequence[TensorEntry]) -> tuple[list[int], int]:
