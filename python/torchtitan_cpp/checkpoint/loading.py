@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.checkpoint.agreement import all_agree, all_valid
+from torchtitan_cpp.checkpoint.agreement import CheckpointError, all_agree, all_valid
 from torchtitan_cpp.checkpoint.conversion import (
     WeightSource,
     check_shapes,
@@ -69,9 +69,12 @@ def read_checkpoint(
             _check_fits(path, entry, manifest, must_keep_dtype=is_full)
 
     def fill() -> None:
-        reader = candidate.open()
-        for entry in entries:
-            reader.fill(entry, stored[entry.name])
+        try:
+            reader = candidate.open()
+            for entry in entries:
+                reader.fill(entry, stored[entry.name])
+        except ValueError as error:  # its bytes are not what was written
+            raise CheckpointError(str(error)) from None
 
     all_valid(ranks, f"loading {path}", check)
     check_unexpected(ranks, path, names, list(stored))

@@ -134,7 +134,7 @@ BAD_PATHS: dict[str, Callable[[Path], tuple[Path, str]]] = {
     "empty": lambda f: (f / "empty", "step-100; found nothing"),
     "damaged": lambda f: (
         f / "other/checkpoint/step-20",
-        "rank-00000.safetensors: expected SHA-256",
+        "rank-00000.safetensors: bytes 0 to ",
     ),
     "damaged manifest": lambda f: (
         f / "other/checkpoint/step-5",

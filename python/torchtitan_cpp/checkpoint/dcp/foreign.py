@@ -113,7 +113,7 @@ def read_param_groups(
     """
     data = _read_bounded(os.path.join(path, METADATA_NAME))
     table = _table_of(read_metadata(data), path)
-    reader = BlobReader(path, [file.name for file in table.files])
+    reader = BlobReader(path, table.files)
     found: dict[str, dict[str, object]] = {}
     try:
         for key, box in table.values.items():
