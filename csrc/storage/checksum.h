@@ -35,8 +35,10 @@ class Sha256 {
 std::string sha256(std::span<const std::byte> data);
 
 // A file of a checkpoint is hashed in blocks of this size, the last one shorter, so
-// that several threads can, and a part of it can be compared alone.
-inline constexpr size_t kHashedBlockBytes = size_t{1} << 20;
+// that several threads can, and a part of it can be compared alone. A terabyte has 16
+// MB of hashes in the manifest. Files have been written with this size: it cannot
+// change.
+inline constexpr size_t kHashedBlockBytes = size_t{4} << 20;
 
 inline size_t num_hashed_blocks(int64_t size_bytes) {
   return (static_cast<size_t>(size_bytes) + kHashedBlockBytes - 1) / kHashedBlockBytes;

@@ -23,8 +23,8 @@ VerifiedFile::VerifiedFile(const std::string& path, std::string blocks,
       blocks_(std::move(blocks)), num_threads_(num_threads) {
   base::check_value(
       blocks_.empty() || blocks_.size() == kDigits * num_hashed_blocks(size_), path,
-      ": has ", size_, " bytes, expected ", blocks_.size() / kDigits,
-      " blocks of 1 MiB");
+      ": has ", size_, " bytes, expected ", blocks_.size() / kDigits, " blocks of ",
+      kBlock, " bytes");
 }
 
 void VerifiedFile::read_at(int64_t offset, std::span<std::byte> out) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from torchtitan_cpp.checkpoint.state import Json, Ranks
@@ -14,6 +14,10 @@ Value = TypeVar("Value", bound=Json)
 
 class CheckpointError(Explained, RuntimeError):
     """A checkpoint was not saved or not loaded; the same text on all ranks."""
+
+
+class UnreadableError(Explained, RuntimeError):
+    """Reading a checkpoint failed; the same text on all ranks."""
 
 
 def to_json(value: Json, *, where: str) -> str:
@@ -53,22 +57,31 @@ def all_agree(ranks: Ranks, what: str, action: Callable[[], Value]) -> list[Valu
         cause = error
         answer = json.dumps({"error": str(error) or type(error).__name__})
     answers = [json.loads(data) for data in ranks.all_gather_bytes(answer.encode())]
-    errors = {
-        rank: str(reply["error"])
-        for rank, reply in enumerate(answers)
-        if "error" in reply
-    }
-    if errors:
-        raise CheckpointError(f"{what}: {_together(errors, len(answers))}") from cause
+    errors = [str(reply["error"]) if "error" in reply else None for reply in answers]
+    if any(errors):
+        raise CheckpointError(f"{what}: {together(errors)}") from cause
     return [reply["value"] for reply in answers]
 
 
-def _together(errors: Mapping[int, str], num_ranks: int) -> str:
-    if len(errors) == num_ranks and len(set(errors.values())) == 1:
-        return errors[0]
-    shown = [f"rank {rank}: {error}" for rank, error in list(errors.items())[:3]]
-    more = f"; and {len(errors) - 3} more ranks" if len(errors) > 3 else ""
-    return "; ".join(shown) + more
+def together(errors: Sequence[str | None]) -> str:
+    """One text of the errors of all ranks, of which some have none."""
+    if len(set(errors)) == 1:
+        return str(errors[0])
+    told = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+    more = f"; and {len(told) - 3} more ranks" if len(told) > 3 else ""
+    return "; ".join(told[:3]) + more
+
+
+def all_read(ranks: Ranks, what: str, read: Callable[[], Value]) -> list[Value]:
+    """The same for what reads files.
+
+    Raises:
+        UnreadableError: on all ranks, if any rank's ``read`` raised.
+    """
+    try:
+        return all_agree(ranks, what, read)
+    except CheckpointError as error:
+        raise UnreadableError(str(error)) from error.__cause__
 
 
 def all_valid(ranks: Ranks, what: str, check: Callable[[], None]) -> None:

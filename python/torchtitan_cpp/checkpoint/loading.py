@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Set
 
 from torchtitan_cpp import _C
-from torchtitan_cpp.checkpoint.agreement import CheckpointError, all_agree, all_valid
+from torchtitan_cpp.checkpoint.agreement import (
+    CheckpointError,
+    all_read,
+    all_valid,
+    together,
+)
 from torchtitan_cpp.checkpoint.conversion import (
     WeightSource,
     check_shapes,
@@ -50,8 +55,10 @@ def read_checkpoint(
         What was read; its step is 0 where ``train_state`` is not wanted.
     Raises:
         ValueError: on all ranks: what differs, with the nearest name.
+        UnreadableError: on all ranks: reading failed, which tells nothing of what was
+            written.
         CheckpointError: on all ranks: what was read is not what was written. What the
-            tensors hold then is undefined.
+            tensors hold is undefined after both.
     """
     manifest, path = candidate.manifest, candidate.path
     is_full = manifest.content == "training" and not weights_only
@@ -68,17 +75,20 @@ def read_checkpoint(
         for entry in entries:
             _check_fits(path, entry, manifest, must_keep_dtype=is_full)
 
-    def fill() -> None:
+    def fill() -> str | None:
         try:
             reader = candidate.open()
             for entry in entries:
                 reader.fill(entry, stored[entry.name])
         except ValueError as error:  # its bytes are not what was written
-            raise CheckpointError(str(error)) from None
+            return str(error) or type(error).__name__
+        return None
 
     all_valid(ranks, f"loading {path}", check)
     check_unexpected(ranks, path, names, list(stored))
-    all_agree(ranks, f"loading {path}", fill)
+    damages = all_read(ranks, f"loading {path}", fill)
+    if any(damages):
+        raise CheckpointError(f"loading {path}: {together(damages)}")
     if afresh and ranks.rank == 0:
         logger.info(
             f"{path} was written by another program: the data starts at its beginning, "

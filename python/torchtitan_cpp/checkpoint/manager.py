@@ -202,7 +202,8 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: on all ranks: the chosen checkpoint is damaged, or all are.
-                What the tensors hold then is undefined.
+            UnreadableError: on all ranks: reading it failed. What the tensors hold is
+                undefined after both.
             FileNotFoundError: there is no checkpoint of ``load_step``.
             ValueError: names, shapes or dtypes differ from those of the run, or
                 ``exclude_from_loading`` names a part that does not exist.
@@ -217,8 +218,6 @@ class CheckpointManager:
             try:
                 candidate = inspect_on_all(path, self._ranks)
                 verify(candidate, self._ranks)
-                # May find damage when tensors are filled already: what comes next fills
-                # the same ones, or the run ends.
                 loaded = read_checkpoint(
                     candidate, state, self._ranks, wanted=wanted, weights_only=False
                 )
@@ -229,6 +228,11 @@ class CheckpointManager:
                     logger.warning(
                         f"Damaged, going back to an older checkpoint: {error}"
                     )
+                # Some tensors may be filled. Those of weights will be again, moments
+                # may not: a seed has none, and a run starts with zeros.
+                for entry in state.tensors:
+                    if entry.kind == "optimizer":
+                        entry.local.zero_()
                 continue
             if loaded.step == candidate.manifest.step:
                 self._parent = candidate.manifest.id

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.manifest import StoredBox, StoredFile, StoredTensor
 from torchtitan_cpp.checkpoint.state import Json, TensorEntry
+
+Reader = TypeVar("Reader")
+
+_NUM_KEPT_OPEN = 16
+"""Files; a checkpoint may have thousands, and each keeps two blocks."""
 
 
 def num_io_threads() -> int:
@@ -24,6 +29,19 @@ def num_io_threads() -> int:
     """
     cores = len(os.sched_getaffinity(0))
     return max(1, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def kept_open(
+    readers: dict[int, Reader], file: int, make: Callable[[], Reader]
+) -> Reader:
+    """The reader of a file, made if it is not among the last ones that were used."""
+    reader = readers.pop(file, None)
+    if reader is None:
+        reader = make()
+        if len(readers) == _NUM_KEPT_OPEN:
+            del readers[next(iter(readers))]
+    readers[file] = reader  # behind those that were used before
+    return reader
 
 
 def shard_name(rank: int) -> str:
@@ -178,7 +196,7 @@ class BoxReader(ABC):
 
 
 class ShardReader(BoxReader):
-    """Reads the package's own files; keeps those it used open.
+    """Reads the package's own files; keeps the last ones that it used open.
 
     What it reads is compared with ``StoredFile.block_sha256``, where there is one:
     ValueError for a file that is not what was written.
@@ -211,15 +229,16 @@ class ShardReader(BoxReader):
         )
 
     def _reader(self, file: int) -> _C.storage.SafetensorsReader:
-        if file not in self._readers:
-            path = os.path.join(self._folder, self._files[file].name)
-            reader = self._readers[file] = _C.storage.SafetensorsReader(
-                path,
+        def make() -> _C.storage.SafetensorsReader:
+            reader = _C.storage.SafetensorsReader(
+                os.path.join(self._folder, self._files[file].name),
                 blocks=self._files[file].block_sha256,
                 num_threads=num_io_threads(),
             )
             self._dtypes[file] = {k: dtype for k, (dtype, _) in reader.entries.items()}
-        return self._readers[file]
+            return reader
+
+        return kept_open(self._readers, file, make)
 
 
 def stored_dtype(entry: TensorEntry, export_dtype: torch.dtype | None) -> torch.dtype:

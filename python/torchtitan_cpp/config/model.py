@@ -31,16 +31,11 @@ class ActivationCheckpoint:
     """Which activations are recomputed in the backward instead of being saved."""
 
     mode: Literal["selective", "full", "memory_budget", "none"] = "selective"
-    """none: save all; full: recompute every block; selective, memory_budget: below.
-
-    memory_budget of a model written in Python is the compiler's: it needs
-    compile.enable."""
+    """none: save all; full: recompute every block; selective, memory_budget: below."""
     selective_ac_option: Annotated[
         str, Matching(r"op|0*[1-9][0-9]*", 'a positive number as text, or "op"')
     ] = "2"
-    """n: recompute every n-th block; "op": all but attention and every 2nd product.
-
-    "op" of a model written in Python needs compile.enable off."""
+    """n: recompute every n-th block; "op": all but attention and every 2nd product."""
     per_op_sac_force_recompute_mm_shapes_by_fqns: list[str] = field(
         default_factory=lambda: ["moe.router.gate"]
     )

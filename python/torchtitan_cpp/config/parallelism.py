@@ -82,8 +82,7 @@ class Comm:
     save_traces_file_prefix: str = "rank_"
     """Their names are this prefix, the rank and .json."""
     mode: Literal["default", "fake_backend", "local_tensor"] = "default"
-    """local_tensor: NGPU ranks as threads, on the CPU; fake_backend: one of NGPU, no
-    computing."""
+    """local_tensor: NGPU ranks as CPU threads; fake_backend: one rank, no computing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,9 @@ TEST(HashedFile, HasSizeHashAndContentOfAllThatWasWrittenInOrder) {
   std::vector<std::byte> all;
   HashedFile file(path, 3);
   // Within a block, up to the end of one, over many.
-  for (const size_t size : {0, 3, 5 << 20, 70, (1 << 20) - 73, 1 << 20, 65, 3 << 20}) {
+  constexpr size_t kBlock = kHashedBlockBytes;
+  for (const size_t size : {size_t{0}, size_t{3}, 5 * kBlock, size_t{70}, kBlock - 73,
+                            kBlock, size_t{65}, 3 * kBlock}) {
     std::vector<std::byte> part(size);
     for (std::byte& byte : part) byte = static_cast<std::byte>(random());
     if (size % 2 == 0) {
@@ -38,7 +40,7 @@ TEST(HashedFile, HasSizeHashAndContentOfAllThatWasWrittenInOrder) {
   EXPECT_EQ(record.size_bytes, static_cast<int64_t>(all.size()));
   std::string blocks;
   for (auto left = std::span<const std::byte>(all); !left.empty();) {
-    const auto block = left.first(std::min<size_t>(1 << 20, left.size()));
+    const auto block = left.first(std::min(kBlock, left.size()));
     blocks += block_sha256(block);
     left = left.subspan(block.size());
   }
@@ -56,11 +58,11 @@ TEST(HashedFile, TellsThatWritingFailedInAnyThread) {
   const auto write_too_much = [] {
     const TemporaryFolder folder;
     std::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{1 << 20, 1 << 20};
+    const rlimit limit{kHashedBlockBytes, kHashedBlockBytes};
     setrlimit(RLIMIT_FSIZE, &limit);
     HashedFile file(folder / "data", 2);
     try {
-      file.write(std::vector<std::byte>(4 << 20));
+      file.write(std::vector<std::byte>(4 * kHashedBlockBytes));
     } catch (const FileError& error) {
       return error.code();
     }

@@ -30,7 +30,7 @@ Manifest example() {
                  .sha256 = std::string(64, 'a'),
                  .blocks = ""},
                 {.name = "rank-00001.safetensors",
-                 .size_bytes = (1 << 20) + 1,
+                 .size_bytes = static_cast<int64_t>(kHashedBlockBytes) + 1,
                  .sha256 = sha256(std::as_bytes(std::span(kBlocks))),
                  .blocks = kBlocks}},
       .tensors = {{.name = "w",
@@ -61,9 +61,9 @@ std::string with(std::string_view from, std::string_view to) {
 
 TEST(Manifest, RefusesHashesOfBlocksThatAreNotThoseOfTheFile) {
   const std::string bad = "m.json: file \"rank-00001.safetensors\": bad block_sha256";
-  EXPECT_EQ(error_of(with("1048577", "1048576")), bad);
-  EXPECT_EQ(error_of(with("1048577", "2097153")), bad);
-  EXPECT_EQ(error_of(with("1048577", "9223372036854775807")), bad);
+  EXPECT_EQ(error_of(with("4194305", "4194304")), bad);
+  EXPECT_EQ(error_of(with("4194305", "8388609")), bad);
+  EXPECT_EQ(error_of(with("4194305", "9223372036854775807")), bad);
   EXPECT_EQ(error_of(with(kBlocks, std::string(127, 'c') + 'd')), bad);
   EXPECT_EQ(error_of(with(kBlocks, std::string(128, 'C'))), bad);
 }

@@ -7,14 +7,15 @@
 #include <random>
 #include <vector>
 
+#include "storage/checksum.h"
 #include "storage/hashed_file.h"
 #include "storage/temporary_folder.h"
 
 namespace torchtitan::storage {
 namespace {
 
-constexpr int64_t kMebibyte = 1 << 20;
-constexpr int64_t kSize = 5 * kMebibyte + 1234;
+constexpr auto kBlock = static_cast<int64_t>(kHashedBlockBytes);
+constexpr int64_t kSize = 5 * kBlock + 1234;
 
 std::vector<std::byte> random_bytes(int64_t size) {
   std::mt19937 random(7);
@@ -66,11 +67,11 @@ TEST_F(VerifiedFileTest, RefusesAFlippedBitWhoeverReadsAPartOfItsBlockAndNobodyE
     bad[static_cast<size_t>(at)] ^= std::byte{1} << random() % 8;
     write(bad);
     VerifiedFile file(path_, record_.blocks, 2);
-    for (int64_t block = 0; block * kMebibyte < kSize; ++block) {
-      const int64_t begin = block * kMebibyte;
+    for (int64_t block = 0; block * kBlock < kSize; ++block) {
+      const int64_t begin = block * kBlock;
       std::vector<std::byte> part(10),
-          whole(static_cast<size_t>(std::min(kMebibyte, kSize - begin)));
-      if (at / kMebibyte == block) {
+          whole(static_cast<size_t>(std::min(kBlock, kSize - begin)));
+      if (at / kBlock == block) {
         EXPECT_THROW(file.read_at(begin + 5, part), std::invalid_argument);
         EXPECT_THROW(file.read_at(begin + 5, part), std::invalid_argument);
         EXPECT_THROW(file.read_at(begin, whole), std::invalid_argument);
@@ -85,7 +86,7 @@ TEST_F(VerifiedFileTest, RefusesAFlippedBitWhoeverReadsAPartOfItsBlockAndNobodyE
 }
 
 TEST_F(VerifiedFileTest, RefusesAFileOfAnotherLength) {
-  for (const int64_t size : {int64_t{0}, kSize - kMebibyte, kSize + kMebibyte}) {
+  for (const int64_t size : {int64_t{0}, kSize - kBlock, kSize + kBlock}) {
     write(random_bytes(size));
     EXPECT_THROW(VerifiedFile(path_, record_.blocks, 1), std::invalid_argument);
   }
@@ -93,8 +94,7 @@ TEST_F(VerifiedFileTest, RefusesAFileOfAnotherLength) {
     write(random_bytes(size));
     VerifiedFile file(path_, record_.blocks, 1);
     std::byte last;
-    EXPECT_THROW(file.read_at(5 * kMebibyte, std::span(&last, 1)),
-                 std::invalid_argument);
+    EXPECT_THROW(file.read_at(5 * kBlock, std::span(&last, 1)), std::invalid_argument);
   }
 }
 

@@ -37,6 +37,8 @@ from torchtitan_cpp.checkpoint import (
     TensorEntry,
     TrainingState,
 )
+from torchtitan_cpp.checkpoint.agreement import UnreadableError
+from torchtitan_cpp.checkpoint.shards import BoxReader, kept_open
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "flipped bit": lambda step: flip_bit(step / "rank-00000.safetensors"),
@@ -112,7 +114,7 @@ def test_one_hash_of_a_whole_file_will_do(tmp_path: Path) -> None:
 
 
 def test_a_rank_compares_the_blocks_it_reads_and_no_others(tmp_path: Path) -> None:
-    numbers = torch.arange(1 << 20, dtype=torch.float32).view(4, -1)  # 4 blocks
+    numbers = torch.arange(1 << 22, dtype=torch.float32).view(4, -1)  # 4 blocks
 
     def state(rows: range) -> TrainingState:
         local = torch.zeros(len(rows), numbers.shape[1])
@@ -135,8 +137,76 @@ def test_a_rank_compares_the_blocks_it_reads_and_no_others(tmp_path: Path) -> No
     assert manager(tmp_path).load(part).step == 1
     assert torch.equal(part.tensors[0].local, numbers[:1])
     for rows in (range(4), range(2, 3)):
-        with pytest.raises(CheckpointError, match="bytes 2097152 to 3145728"):
+        with pytest.raises(CheckpointError, match="bytes 8388608 to 12582912"):
             manager(tmp_path, replace(ENABLED, load_step=1)).load(state(rows))
+
+
+def state_with_moments(weight: float, moment: float) -> TrainingState:
+    """A weight, and moments that take several blocks of a file."""
+    tensors = [
+        TensorEntry(
+            name=name,
+            kind=kind,
+            local=torch.full((size,), value),
+            global_shape=(size,),
+            offset=(0,),
+            size=(size,),
+            is_writer=True,
+        )
+        for name, kind, size, value in (
+            ("w", "model", 4, weight),
+            ("optimizer.exp_avg.w", "optimizer", 1 << 22, moment),
+        )
+    ]
+    return TrainingState(tensors=tensors)
+
+
+def test_moments_of_a_damaged_checkpoint_are_gone_where_a_seed_starts_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = manager(tmp_path)
+    run.save_seed(state_with_moments(1.0, 2.0))
+    run.save(10, state_with_moments(3.0, 4.0))
+    shard = tmp_path / "checkpoint/step-10/rank-00000.safetensors"
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    state = state_with_moments(0.0, 0.0)
+    assert manager(tmp_path).load(state).step == 0
+    assert "going back to an older checkpoint" in caplog.text
+    weight, moment = (entry.local for entry in state.tensors)
+    assert torch.equal(weight, torch.ones(4))
+    assert torch.equal(moment, torch.zeros(1 << 22))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_one_that_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, 10, 20)
+
+    def fail(*_: object) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(BoxReader, "fill", fail)
+    with pytest.raises(UnreadableError, match=r"step-20: too many open files"):
+        load(tmp_path)
+
+
+def test_only_the_readers_used_last_are_kept() -> None:
+    made: list[int] = []
+    readers: dict[int, str] = {}
+
+    def read(file: int) -> str:
+        def make() -> str:
+            made.append(file)
+            return f"reader {file}"
+
+        return kept_open(readers, file, make)
+
+    for file in (*range(16), 0, 16, 0, 1):
+        assert read(file) == f"reader {file}"
+    assert made == [*range(17), 1]
+    assert len(readers) == 16
 
 
 def test_a_damaged_old_checkpoint_is_told_without_going_back(

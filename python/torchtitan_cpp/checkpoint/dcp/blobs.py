@@ -20,7 +20,7 @@ import torch
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.dcp.unpickling import SavedTensor, read_value
 from torchtitan_cpp.checkpoint.manifest import StoredFile
-from torchtitan_cpp.checkpoint.shards import num_io_threads
+from torchtitan_cpp.checkpoint.shards import kept_open, num_io_threads
 
 _MAX_PICKLE_BYTES = 16 << 20
 
@@ -39,7 +39,7 @@ def parse_address(text: str) -> tuple[int, int]:
 
 
 class BlobReader:
-    """Reads blobs of the files of a folder; keeps the files it used open.
+    """Reads blobs of the files of a folder; keeps the last files that it used open.
 
     What it reads of files of ours is compared with ``StoredFile.block_sha256``.
 
@@ -146,15 +146,16 @@ class BlobReader:
         return saved, begin, available
 
     def _stream(self, file: int, blob: str) -> _Region:
-        if file not in self._open:
+        def make() -> _C.storage.VerifiedFile:
             stored = self._files[file]
             _C.storage.check_plain_name(stored.name, where=self._folder)
-            self._open[file] = _C.storage.VerifiedFile(
+            return _C.storage.VerifiedFile(
                 os.path.join(self._folder, stored.name),
                 blocks=stored.block_sha256,
                 num_threads=num_io_threads(),
             )
-        return _Region(self._open[file], *parse_address(blob))
+
+        return _Region(kept_open(self._open, file, make), *parse_address(blob))
 
     def _where(self, file: int, blob: str) -> str:
         return f"{os.path.join(self._folder, self._files[file].name)} at {blob}"
