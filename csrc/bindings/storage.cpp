@@ -297,14 +297,6 @@ void bind_storage(py::module_ module) {
       [](at::ScalarType dtype) { return std::string(dtype_name(to_stored(dtype))); },
       py::arg("dtype"), "Name of a torch dtype in safetensors, e.g. 'BF16'.");
   module.def(
-      "hash_file",
-      [](const std::string& folder, const std::string& name) {
-        return to_tuple(hash_file(folder, name));
-      },
-      Released(), py::arg("folder"), py::arg("name"),
-      "Size in bytes of a file, SHA-256 and those of its blocks, as a manifest has\n"
-      "them.");
-  module.def(
       "stream_copy",
       [](const std::vector<std::pair<at::Tensor, at::Tensor>>& copies,
          int64_t num_threads) {

@@ -28,8 +28,8 @@ class HashedFile {
   // The same; returns the CRC-32 of `data`.
   uint32_t write_with_crc(std::span<const std::byte> data);
 
-  // Size and SHA-256 once the file is durable. Its name is left for the folder's, which
-  // the caller syncs.
+  // What a manifest says of the file, once it is durable. Its name is left for the
+  // folder's, which the caller syncs.
   FileRecord finish();
 
  private:

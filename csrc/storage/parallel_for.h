@@ -25,7 +25,7 @@ void parallel_for(size_t count, int64_t num_threads, const Action& action) {
     }
   };
   std::vector<std::future<void>> others;  // whose destructors wait
-  for (size_t n = 1; n < count && n < static_cast<size_t>(num_threads); ++n) {
+  for (int64_t n = 1; n < num_threads && static_cast<size_t>(n) < count; ++n) {
     try {
       others.push_back(std::async(std::launch::async, work));
     } catch (const std::system_error&) {

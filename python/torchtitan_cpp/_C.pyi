@@ -1156,10 +1156,6 @@ class storage:
     def dtype_name(dtype: torch.dtype) -> str:
         """Name of a torch dtype in safetensors, e.g. 'BF16'."""
     @staticmethod
-    def hash_file(folder: str, name: str) -> tuple[int, str, str]:
-        """Size in bytes of a file, SHA-256 and those of its blocks, as a manifest has
-        them."""
-    @staticmethod
     def inspect_checkpoint(path: str) -> storage.FoundCheckpoint:
         """The checkpoint in this folder, whatever its name."""
     @staticmethod

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -182,21 +181,25 @@ class ReplicaCheck:
 
 def build_replica_check(trainer: Trainer) -> ReplicaCheck:
     """Of all the run keeps; nothing is saved once it has found a difference."""
+    told: list[str] = []
+
+    def entries() -> list[TensorEntry]:
+        found = model_entries(trainer)
+        try:
+            return found + moment_entries(trainer)
+        except ValueError as error:  # one of the user's own, whose state has no pieces
+            if not told and trainer.world.rank == 0:
+                told.append(str(error))
+                logger.warning(f"The optimizer's state is not compared: {error}")
+            return found
+
     return ReplicaCheck(
         trainer.job_config.debug.replica_check_interval,
-        lambda: _entries_of(trainer),
+        entries,
         GroupRanks(trainer.world),
         trainer.world,
         lambda: trainer.checkpointer.forbid_saving("replicas differ"),
     )
-
-
-def _entries_of(trainer: Trainer) -> list[TensorEntry]:
-    entries = model_entries(trainer)
-    # An optimizer of the user's own may keep what is no piece of a tensor.
-    with suppress(ValueError):
-        entries += moment_entries(trainer)
-    return entries
 
 
 def _describe(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
-from torchtitan_cpp.checkpoint.dcp.writing import BlobWriter
+from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.manifest import StoredFile
+from torchtitan_cpp.checkpoint.shards import num_io_threads
 
 _PART_BYTES = 2**22
 
@@ -18,10 +20,11 @@ def write_file(folder: str, name: str, parts: Iterable[bytes]) -> StoredFile:
     Raises:
         OSError: with the path and the reason.
     """
-    file = BlobWriter(folder, name)
+    path = os.path.join(folder, name)
+    file = _C.storage.HashedFile(path, num_threads=num_io_threads())
     for part in parts:
         file.write(part)
-    return file.finish()
+    return StoredFile.of(name, file.finish())
 
 
 def parts_of(path: str) -> Iterator[bytes]:

@@ -84,7 +84,6 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
         all_agree(ranks, what, lambda: _check_written(request, state, reports))
         exported: list[Any] = []
         if request.content == "huggingface":
-            all_agree(ranks, what, lambda: _check_stored(staging, reports, ranks))
             exported = all_agree(
                 ranks, what, lambda: _export(request, staging, reports, ranks)
             )
@@ -165,20 +164,6 @@ def _check_written(
     for entry in _saved_entries(request, state):
         if entry.name not in written:
             raise ValueError(f"{entry.name}: no rank is its writer")
-
-
-def _check_stored(
-    staging: _Staging, reports: Sequence[Mapping[str, Any]], ranks: Ranks
-) -> None:
-    """Every n-th shard: what is exported is what was written."""
-    files, _ = collect_shards(reports)
-    for file in files[ranks.rank :: ranks.world_size]:
-        sha256 = _C.storage.hash_file(staging.path, file.name)[1]
-        if sha256 != file.sha256:
-            raise ValueError(
-                f"{os.path.join(staging.path, file.name)}: expected SHA-256 "
-                f"{file.sha256}, found {sha256}"
-            )
 
 
 def _plan_export(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoint_ranks import ThreadRanks, results, run_ranks
 
+from torchtitan_cpp import replica_check
 from torchtitan_cpp.checkpoint import TensorEntry
 from torchtitan_cpp.replica_check import ReplicaCheck, ReplicaError
 
@@ -149,3 +150,22 @@ def test_buffers_that_differ_are_told_once_and_stop_nothing(
     who = "rank 1 from ranks 0, 2, which agree"
     assert lines[0].startswith(f"Step 2: the copies of buffer mean differ: {who}")
     assert lines[1].startswith(f"Step 3: the copies of buffer other differ: {who}")
+
+
+def test_an_optimizer_whose_state_cannot_be_compared_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: object) -> list[TensorEntry]:
+        raise ValueError("the state of 'w' is no piece of it")
+
+    weights = [entry("w", torch.ones(3))]
+    monkeypatch.setattr(replica_check, "model_entries", lambda _: weights)
+    monkeypatch.setattr(replica_check, "moment_entries", refuse)
+    trainer: Any = SimpleNamespace(
+        job_config=SimpleNamespace(debug=SimpleNamespace(replica_check_interval=1)),
+        world=SimpleNamespace(rank=0),
+    )
+    monkeypatch.setattr(replica_check, "GroupRanks", lambda world: world)
+    check = replica_check.build_replica_check(trainer)
+    assert check._entries() == check._entries() == weights
+    assert caplog.text.count("not compared: the state of 'w' is no piece") == 1

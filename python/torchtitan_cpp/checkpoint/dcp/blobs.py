@@ -146,6 +146,9 @@ class BlobReader:
         return saved, begin, available
 
     def _stream(self, file: int, blob: str) -> _Region:
+        return _Region(self._opened(file), *parse_address(blob))
+
+    def _opened(self, file: int) -> _C.storage.VerifiedFile:
         def make() -> _C.storage.VerifiedFile:
             stored = self._files[file]
             _C.storage.check_plain_name(stored.name, where=self._folder)
@@ -155,7 +158,7 @@ class BlobReader:
                 num_threads=num_io_threads(),
             )
 
-        return _Region(kept_open(self._open, file, make), *parse_address(blob))
+        return kept_open(self._open, file, make)
 
     def _where(self, file: int, blob: str) -> str:
         return f"{os.path.join(self._folder, self._files[file].name)} at {blob}"
@@ -171,7 +174,7 @@ class BlobReader:
         """Fill a contiguous CPU tensor from the bytes at ``begin``."""
         if out.numel() == 0:
             return
-        self._open[file].read_into(begin, out.detach())
+        self._opened(file).read_into(begin, out.detach())
 
 
 def _is_contiguous(saved: SavedTensor) -> bool:
