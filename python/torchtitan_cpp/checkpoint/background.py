@@ -103,6 +103,10 @@ class BackgroundSaves:
         """As ``BackgroundTask.is_started``."""
         return self._task.is_started
 
+    def prepare(self, state: TrainingState) -> None:
+        """As ``Snapshot.prepare``."""
+        self._snapshot.prepare(state)
+
     def start(
         self,
         path: str,

@@ -145,6 +145,11 @@ class CheckpointManager:
         is_first = step == 1 and settings.enable_first_step_checkpoint
         return last_step or is_first or step % settings.interval == 0
 
+    def prepare(self, state: TrainingState, steps: range) -> None:
+        """Make the memory of async saves in a thread, if one is due in ``steps``."""
+        if self._is_async and any(self.should_save(step) for step in steps):
+            self._saves.prepare(state)
+
     def save(
         self,
         step: int,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import mmap
+import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,9 @@ from torchtitan_cpp.checkpoint.shards import num_io_threads
 from torchtitan_cpp.checkpoint.state import TensorEntry, TrainingState
 
 _ALIGNMENT = 64
+
+_PREPARED_AT_ONCE = 64 << 20
+"""Bytes whose pages are touched by one call: too few for torch's threads."""
 
 
 class Snapshot:
@@ -29,11 +34,32 @@ class Snapshot:
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned and torch.cuda.is_available()
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._making: threading.Thread | None = None
 
     @property
     def num_bytes(self) -> int:
         """Host memory that is held."""
         return self._memory.numel()
+
+    def prepare(self, state: TrainingState) -> None:
+        """Let a thread make the memory that ``take`` needs for ``state``.
+
+        Pages that are new cost several times what it costs to copy into them.
+        """
+        self.release()
+        total = _places(_copied(state))[1]
+        if total == 0:
+            return
+
+        def make() -> None:
+            with suppress(MemoryError, OSError, RuntimeError):  # take tries it again
+                memory = _allocate(total, pinned=self._pinned)
+                for begin in range(0, total, _PREPARED_AT_ONCE):
+                    memory[begin : begin + _PREPARED_AT_ONCE : mmap.PAGESIZE] = 0
+                self._memory = memory
+
+        self._making = threading.Thread(target=make, name="memory of checkpoints")
+        self._making.start()
 
     def take(self, state: TrainingState) -> TrainingState:
         """A state of the same content that no later change of ``state`` reaches.
@@ -43,7 +69,8 @@ class Snapshot:
         ``is_buffer``); the other entries stay those of ``state``. Returns when the
         copies are complete.
         """
-        copied = [e for e in state.tensors if (e.is_writer or e.is_buffer) and e.numel]
+        self._wait_until_made()
+        copied = _copied(state)
         places, total = _places(copied)
         if total > self.num_bytes:
             self.release()
@@ -80,7 +107,18 @@ class Snapshot:
 
     def release(self) -> None:
         """Give the memory back, once nobody uses the last copy any more."""
+        self._wait_until_made()
         self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def _wait_until_made(self) -> None:
+        if self._making is not None:
+            self._making.join()
+            self._making = None
+
+
+def _copied(state: TrainingState) -> list[TensorEntry]:
+    """What this rank writes or compares."""
+    return [e for e in state.tensors if (e.is_writer or e.is_buffer) and e.numel]
 
 
 def _same_layout(target: torch.Tensor, source: torch.Tensor) -> bool:

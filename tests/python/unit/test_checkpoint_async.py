@@ -236,9 +236,29 @@ def test_the_memory_of_a_copy_is_used_again_and_given_back_at_the_end(
     assert snapshot.num_bytes == 0
 
 
+def test_memory_is_made_beforehand_where_an_async_save_is_due(tmp_path: Path) -> None:
+    run = manager(tmp_path, ASYNC)
+    state = example_state(10)
+    snapshot = run._saves._snapshot
+    run.prepare(state, range(1, 10))
+    assert snapshot._making is None
+    run.prepare(state, range(1, 11))
+    assert snapshot._making is not None
+    snapshot._making.join()
+    made = snapshot._memory.data_ptr()
+    copied = snapshot.take(state)
+    assert snapshot._memory.data_ptr() == made
+    for entry in copied.tensors:
+        assert is_box_of(entry, example_tensors(10)[entry.name]), entry.name
+    synchronous = manager(tmp_path, ENABLED)
+    synchronous.prepare(state, range(1, 11))
+    assert synchronous._saves._snapshot._making is None
+
+
 def test_only_what_a_rank_writes_is_copied() -> None:
     snapshot = Snapshot(pinned=False)
     state = state_of(example_tensors(), Grid(replicas=2), 1)
+    snapshot.prepare(state)
     assert snapshot.take(state).tensors == state.tensors
     assert snapshot.num_bytes == 0
 
