@@ -31,8 +31,9 @@ status=0
 # A program is one test, not a case of it, see tests/cpp/CMakeLists.txt.
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" \
   -L '^program$' "${ctest_selection[@]}" 2>&1 | tee "$build/ctest.log" || status=1
-# Tests of one file share what they have trained.
-python -m pytest --numprocesses 2 --dist loadfile "${pytest_selection[@]}" </dev/null 2>&1 |
+# Tests of one file share what they have trained. One process more than there are cores:
+# many tests wait for what they have started.
+python -m pytest --numprocesses "$(($(nproc) + 1))" --dist loadfile "${pytest_selection[@]}" </dev/null 2>&1 |
   tee "$build/pytest.log" || status=1
 
 echo
