@@ -143,6 +143,16 @@ void File::read_at(int64_t offset, std::span<std::byte> out) const {
   }
 }
 
+void File::begin_sync(int64_t offset, size_t size) noexcept {
+#ifdef SYNC_FILE_RANGE_WRITE
+  // Waits for nothing, so it takes no error away from fsync.
+  ::sync_file_range(descriptor_, offset, static_cast<off64_t>(size),
+                    SYNC_FILE_RANGE_WRITE);
+#else
+  static_cast<void>(offset), static_cast<void>(size);
+#endif
+}
+
 void File::sync() {
   if (fails_at("sync") || ::fsync(descriptor_) != 0) {
     const int code = errno;

@@ -44,6 +44,9 @@ class File {
   void write_at(int64_t offset, std::span<const std::byte> data);
   // Fills all of `out`; a shorter file is an error.
   void read_at(int64_t offset, std::span<std::byte> out) const;
+  // Lets the device begin with a range that was written, so that sync() has less to
+  // wait for. Only sync() tells errors.
+  void begin_sync(int64_t offset, size_t size) noexcept;
   // Returns once data and size are on the device. A failure is final: what was written
   // is then unknown, and trying again would report a success that is none.
   void sync();

@@ -48,7 +48,9 @@ void HashedFile::put(std::span<const std::span<const std::byte>> blocks,
   parallel_for(blocks.size(), num_threads_, [&](size_t i) {
     if (!crcs.empty()) crcs[i] = crc32(blocks[i]);
     hashes[i] = block_sha256(blocks[i]);
-    file_.write_at(num_put_ + static_cast<int64_t>(i * kHashedBlockBytes), blocks[i]);
+    const int64_t offset = num_put_ + static_cast<int64_t>(i * kHashedBlockBytes);
+    file_.write_at(offset, blocks[i]);
+    file_.begin_sync(offset, blocks[i].size());
   });
   for (size_t i = 0; i < blocks.size(); ++i) {
     blocks_ += hashes[i];
