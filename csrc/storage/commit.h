@@ -57,6 +57,8 @@ struct FoundCheckpoint {
   std::string path;
   std::string problem;               // empty: manifest sound, all files have their size
   std::optional<Manifest> manifest;  // set when there is no problem
+  // The system has refused to show it: the problem tells nothing of what it holds.
+  bool unreadable = false;
 };
 
 struct FolderListing {

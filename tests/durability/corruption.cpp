@@ -11,6 +11,7 @@
 #include "base/errors.h"
 #include "base/json.h"
 #include "durability/checkpoint.h"
+#include "storage/checkpoint_names.h"
 #include "storage/safetensors_file.h"
 
 namespace torchtitan::durability {
@@ -19,7 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 using namespace storage;
 
-constexpr int64_t kMostBytes = 1 << 20;
+constexpr int64_t kMostBytes = 1 << 24;
+constexpr int64_t kGood = 1, kDamaged = 3;  // steps; the second has a long file
 
 void save(const std::string& folder, int64_t step) {
   const std::string id = base::message("000000000000000", step);
@@ -75,7 +77,9 @@ std::map<std::string, std::vector<Target>> targets_in(const std::string& path) {
       targets[name].push_back({name, 0, size});
       continue;
     }
-    const size_t data = size - static_cast<size_t>(kNumbersOfRank) * sizeof(int64_t);
+    const int64_t rank = name[name.find('-') + 1] - '0';
+    const auto numbers = static_cast<size_t>(numbers_of(kDamaged, rank));
+    const size_t data = size - numbers * sizeof(int64_t);
     targets["header"].push_back({name, 0, data});
     targets["data"].push_back({name, data, size});
   }
@@ -92,10 +96,11 @@ bool run_corruption(const std::string& folder, int64_t num_flips,
                     int64_t num_truncations, uint64_t seed) {
   const auto begin = std::chrono::steady_clock::now();
   std::mt19937_64 random(seed);
-  save(folder, 1);
-  save(folder, 2);
-  base::check_value(load(folder) == 2, "the undamaged checkpoint is not accepted");
-  const std::string path = folder + "/step-2";
+  save(folder, kGood);
+  save(folder, kDamaged);
+  base::check_value(load(folder) == kDamaged,
+                    "the undamaged checkpoint is not accepted");
+  const std::string path = folder + "/" + step_name(kDamaged);
   const auto targets = targets_in(path);
   std::map<std::string, int64_t> tried;
   int64_t num_missed = 0;
@@ -116,7 +121,7 @@ bool run_corruption(const std::string& folder, int64_t num_flips,
     ++tried[base::message(flips ? "flips_in_" : "truncations_of_", kind->first)];
     fs::remove(file);
     write_text(file, bad);
-    if (load(folder) != 1) {
+    if (load(folder) != kGood) {
       ++num_missed;
       std::cerr << "missed: trial " << trial << " in " << target.name << '\n';
     }
@@ -124,7 +129,8 @@ bool run_corruption(const std::string& folder, int64_t num_flips,
     fs::remove(file);
     write_text(file, good);
   }
-  base::check_value(load(folder) == 2, "the restored checkpoint is not accepted");
+  base::check_value(load(folder) == kDamaged,
+                    "the restored checkpoint is not accepted");
   base::Json::Object summary{{"seed", static_cast<int64_t>(seed)},
                              {"damages", num_flips + num_truncations},
                              {"missed", num_missed},

@@ -28,6 +28,7 @@ from torchtitan_cpp.checkpoint.exporting import ExportedFile, plan_export, write
 from torchtitan_cpp.checkpoint.manifest import (
     Content,
     Manifest,
+    Parent,
     StoredFile,
     parse_manifest,
 )
@@ -51,8 +52,8 @@ class SaveRequest:
     """Of weights and training states; Hugging Face folders have their own."""
     export_dtype: torch.dtype | None
     """Floating-point tensors are cast to it; None keeps their dtypes."""
-    parent: str
-    """Id of the checkpoint that the run went on from, or an empty text."""
+    parent: Parent
+    """The checkpoint that the run went on from."""
     config_hash: str
     adapter: BaseStateDictAdapter | None
     """Needed for the content ``huggingface``."""
@@ -70,14 +71,14 @@ class _Staging:
     sequence: int
 
 
-def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) -> str:
-    """Write and publish a checkpoint; returns its id. Collective.
+def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) -> Parent:
+    """Write and publish a checkpoint; what the next one goes on from. Collective.
 
     Raises:
         CheckpointError: on all ranks, if any failed; older checkpoints are untouched.
     """
     what = f"saving {os.path.join(request.folder, f'step-{request.step}')}"
-    opened = on_first_rank(ranks, what, lambda: _open(request.folder, request.step))
+    opened = on_first_rank(ranks, what, lambda: _open(request))
     staging = _Staging(**opened)
     try:
         reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
@@ -96,11 +97,12 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
         if ranks.rank == 0 and os.path.isdir(staging.path):
             _discard(request, staging)
         raise
-    return staging.id
+    return Parent(id=staging.id, sequence=staging.sequence)
 
 
-def _open(folder: str, step: int) -> dict[str, Any]:
+def _open(request: SaveRequest) -> dict[str, Any]:
     """Rank 0: clean up after killed processes and make the folder to write into."""
+    folder = request.folder
     removed, set_aside = _C.storage.clean_up(folder)
     for name in removed:
         logger.warning(f"Removed {name}, left in {folder} by a process that was killed")
@@ -110,8 +112,10 @@ def _open(folder: str, step: int) -> dict[str, Any]:
     texts = [found.manifest for found in checkpoints]
     sequences = [parse_manifest(text).sequence for text in texts if text is not None]
     new_id = secrets.token_hex(8)
-    path = _C.storage.create_staging(folder, step=step, id=new_id)
-    return {"path": path, "id": new_id, "sequence": max(sequences, default=0) + 1}
+    path = _C.storage.create_staging(folder, step=request.step, id=new_id)
+    # The parent may not be among them: its folder may have gone, or be unreadable.
+    sequence = max([request.parent.sequence, *sequences]) + 1
+    return {"path": path, "id": new_id, "sequence": sequence}
 
 
 def _discard(request: SaveRequest, staging: _Staging) -> None:
@@ -244,7 +248,7 @@ def _publish(
     manifest = Manifest(
         step=request.step,
         id=staging.id,
-        parent=request.parent,
+        parent=request.parent.id,
         sequence=staging.sequence,
         content=request.content,
         world_size=(request.converted or ranks).world_size,
