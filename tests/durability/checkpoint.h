@@ -12,7 +12,7 @@ namespace torchtitan::durability {
 
 inline constexpr int64_t kNumRanks = 4;
 
-// Numbers, int64, of the rank's file: 12 kB, but of one rank at every third step two
+// Numbers, int64, of the rank's file: 12 kB, but of one rank at every 16th step two
 // hashed blocks and a part of a third one.
 int64_t numbers_of(int64_t step, int64_t rank);
 
