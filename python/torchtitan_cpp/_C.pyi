@@ -1079,8 +1079,7 @@ class storage:
         @property
         def unreadable(self) -> bool:
             """The problem is a refusal of the system, and tells nothing of
-            what the checkpoint holds.
-            """
+            what the checkpoint holds."""
         @property
         def manifest(self) -> str | None:
             """JSON text; None when there is a problem."""
