@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -33,7 +34,12 @@ from torchtitan_cpp.checkpoint.manifest import (
     parse_manifest,
 )
 from torchtitan_cpp.checkpoint.model_folder import write_model_files
-from torchtitan_cpp.checkpoint.shards import ShardReader, collect_shards, write_shard
+from torchtitan_cpp.checkpoint.shards import (
+    ShardReader,
+    collect_shards,
+    stored_dtype,
+    write_shard,
+)
 from torchtitan_cpp.checkpoint.state import Json, Ranks, TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.logging import logger
@@ -133,7 +139,15 @@ def _write(
     entries = _saved_entries(request, state)
     is_full = request.content == "training"
     write = write_dcp_shard if _is_dcp(request) else write_shard
-    report = write(staging.path, ranks.rank, entries, export_dtype=request.export_dtype)
+    dtype = request.export_dtype
+    try:
+        report = write(staging.path, ranks.rank, entries, export_dtype=dtype)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        own = [entry for entry in entries if entry.is_writer]
+        needed = sum(e.numel * stored_dtype(e, dtype).itemsize for e in own)
+        raise CheckpointError(f"{error}; the tensors take {needed} bytes") from error
     if _is_dcp(request):
         settings = state.torch_settings if is_full else None
         report["settings"] = report_settings(settings)
