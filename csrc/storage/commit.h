@@ -69,7 +69,7 @@ struct FolderListing {
 
 // Newest means saved last (Manifest::sequence), not the highest step: after going back
 // to step 100 beside old 200 and 300, a new 110 is the newest. A missing folder is
-// empty.
+// empty. Another process may save and purge meanwhile.
 FolderListing list_checkpoints(const std::string& folder);
 
 // The checkpoint in this folder, whatever its name, as in list_checkpoints.
