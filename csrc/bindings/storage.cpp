@@ -212,6 +212,9 @@ void bind_commit(py::module_& module) {
       .def_readonly("path", &FoundCheckpoint::path)
       .def_readonly("problem", &FoundCheckpoint::problem,
                     "Why it cannot be used; empty when nothing is wrong.")
+      .def_readonly("unreadable", &FoundCheckpoint::unreadable,
+                    "The problem is a refusal of the system, and tells nothing of\n"
+                    "what the checkpoint holds.")
       .def_property_readonly("manifest", &manifest_text,
                              "JSON text; None when there is a problem.");
   module.def("create_staging", &create_staging, Released(), py::arg("folder"),

@@ -3,8 +3,8 @@
 // float32 on a CPU goes to oneDNN where the loaded torch offers it and the product is
 // large enough to pay for the call. bfloat16 on a CPU that has no instructions for its
 // products is converted, the weight whole and the rows by panels of 2048, and
-// multiplied in float32. Everything else goes to ATen. On meta the same memory is taken,
-// but for what oneDNN takes for itself during a call, and nothing is computed.
+// multiplied in float32. Everything else goes to ATen. On meta the same memory is
+// taken, but for what oneDNN takes for itself during a call, and nothing is computed.
 //
 // Sums are in the operands' dtype, of bfloat16 in float32: y and dx are rounded once,
 // after what was there is added (ATen's native products may round before that).

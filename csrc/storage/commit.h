@@ -57,6 +57,8 @@ struct FoundCheckpoint {
   std::string path;
   std::string problem;               // empty: manifest sound, all files have their size
   std::optional<Manifest> manifest;  // set when there is no problem
+  // The system has refused to show it: the problem tells nothing of what it holds.
+  bool unreadable = false;
 };
 
 struct FolderListing {
@@ -67,7 +69,7 @@ struct FolderListing {
 
 // Newest means saved last (Manifest::sequence), not the highest step: after going back
 // to step 100 beside old 200 and 300, a new 110 is the newest. A missing folder is
-// empty.
+// empty. Another process may save and purge meanwhile.
 FolderListing list_checkpoints(const std::string& folder);
 
 // The checkpoint in this folder, whatever its name, as in list_checkpoints.

@@ -1,6 +1,9 @@
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <map>
 
 #include "base/errors.h"
 #include "storage/checkpoint_names.h"
@@ -16,6 +19,51 @@ namespace fs = std::filesystem;
 using base::check_value;
 
 constexpr int64_t kMaxManifestBytes = int64_t{1} << 30;
+constexpr int kMostListings = 10;
+
+using Identities = std::map<std::string, std::pair<dev_t, ino_t>>;  // by name
+
+// What in the folder may be a checkpoint; another folder of the same name differs.
+Identities checkpoint_folders_in(const std::string& folder) {
+  Identities found;
+  for (const std::string& name : names_in(folder)) {
+    if (!step_of(name_before_replacing(folder, name).value_or(name))) continue;
+    struct stat status{};
+    if (::lstat((folder + "/" + name).c_str(), &status) != 0) continue;
+    found.emplace(name, std::pair(status.st_dev, status.st_ino));
+  }
+  return found;
+}
+
+FolderListing list_once(const std::string& folder) {
+  FolderListing listing;
+  for (const std::string& name : names_in(folder)) {
+    const std::optional<int64_t> step =
+        step_of(name_before_replacing(folder, name).value_or(name));
+    if (!step || !is_folder(folder + "/" + name)) {
+      const bool known = is_leftover(name) || is_marked(name, kAsideMark);
+      if (name.find(kStepPrefix) != std::string::npos && !known) {
+        listing.ignored.push_back(name);
+      }
+      continue;
+    }
+    FoundCheckpoint found = inspect_checkpoint(folder + "/" + name);
+    if (found.manifest && found.step != *step) {
+      found.problem =
+          base::message(found.path, ": its manifest is of step ", found.step);
+      found.manifest.reset();
+    }
+    found.step = *step;
+    listing.checkpoints.push_back(std::move(found));
+  }
+  const auto age = [](const FoundCheckpoint& found) {
+    return found.manifest ? std::pair(1, -found.manifest->sequence)
+                          : std::pair(0, -found.step);
+  };
+  std::stable_sort(listing.checkpoints.begin(), listing.checkpoints.end(),
+                   [age](const auto& a, const auto& b) { return age(a) < age(b); });
+  return listing;
+}
 
 }  // namespace
 
@@ -24,6 +72,10 @@ std::string compare_sizes(const std::string& path, const Manifest& manifest) {
     const std::string file = path + "/" + record.name;
     std::error_code error;
     const fs::file_status status = fs::symlink_status(file, error);
+    if (!fs::status_known(status)) {
+      errno = error.value();
+      throw_file_error(file, "inspect");
+    }
     if (status.type() != fs::file_type::regular) return file + ": missing";
     const auto size = static_cast<int64_t>(fs::file_size(file, error));
     if (error || size != record.size_bytes) {
@@ -54,12 +106,16 @@ Manifest read_manifest_of(const std::string& path) {
 }
 
 FoundCheckpoint inspect_checkpoint(const std::string& path) {
-  FoundCheckpoint found{.step = -1, .path = path, .problem = "", .manifest = {}};
+  FoundCheckpoint found{
+      .step = -1, .path = path, .problem = "", .manifest = {}, .unreadable = false};
   try {
     Manifest manifest = read_manifest_of(path);
     found.problem = compare_sizes(path, manifest);
     found.step = manifest.step;
     if (found.problem.empty()) found.manifest = std::move(manifest);
+  } catch (const FileError& error) {
+    found.problem = error.what();
+    found.unreadable = error.code() != ENOENT && error.code() != ENOTDIR;
   } catch (const std::exception& error) {
     found.problem = error.what();
   }
@@ -67,33 +123,15 @@ FoundCheckpoint inspect_checkpoint(const std::string& path) {
 }
 
 FolderListing list_checkpoints(const std::string& folder) {
-  FolderListing listing;
-  for (const std::string& name : names_in(folder)) {
-    const std::optional<int64_t> step =
-        step_of(name_before_replacing(folder, name).value_or(name));
-    if (!step || !is_folder(folder + "/" + name)) {
-      const bool known = is_leftover(name) || is_marked(name, kAsideMark);
-      if (name.find(kStepPrefix) != std::string::npos && !known) {
-        listing.ignored.push_back(name);
-      }
-      continue;
+  // Another process may save and purge meanwhile: between what is gone and what was
+  // not yet there when the names were read, there would be nothing.
+  for (int listings = 1;; ++listings) {
+    const Identities before = checkpoint_folders_in(folder);
+    FolderListing listing = list_once(folder);
+    if (listings == kMostListings || checkpoint_folders_in(folder) == before) {
+      return listing;
     }
-    FoundCheckpoint found = inspect_checkpoint(folder + "/" + name);
-    if (found.manifest && found.step != *step) {
-      found.problem =
-          base::message(found.path, ": its manifest is of step ", found.step);
-      found.manifest.reset();
-    }
-    found.step = *step;
-    listing.checkpoints.push_back(std::move(found));
   }
-  const auto age = [](const FoundCheckpoint& found) {
-    return found.manifest ? std::pair(1, -found.manifest->sequence)
-                          : std::pair(0, -found.step);
-  };
-  std::stable_sort(listing.checkpoints.begin(), listing.checkpoints.end(),
-                   [age](const auto& a, const auto& b) { return age(a) < age(b); });
-  return listing;
 }
 
 void verify_files(const std::string& path, const Manifest& manifest, int64_t part,

@@ -35,6 +35,16 @@ std::optional<std::string> remove_or_set_aside(const std::string& folder,
   return aside;
 }
 
+bool exists(const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(path, error);
+  if (!fs::status_known(status)) {
+    errno = error.value();
+    throw_file_error(path, "inspect");
+  }
+  return fs::exists(status);
+}
+
 // Whether there is something in it that its manifest does not list.
 bool holds_foreign_entries(const FoundCheckpoint& found) {
   std::set<std::string> own{std::string(kManifestName),
@@ -67,7 +77,7 @@ std::optional<std::string> name_before_replacing(const std::string& folder,
                                                  const std::string& aside) {
   if (!is_marked(aside, kAsideMark)) return std::nullopt;
   const auto [step, id] = split_marked(aside, kAsideMark);
-  const bool unfinished = !fs::exists(fs::symlink_status(folder + "/" + step)) &&
+  const bool unfinished = !exists(folder + "/" + step) &&
                           is_folder(base::message(folder, '/', step, kStagingMark, id));
   return unfinished ? std::optional(step) : std::nullopt;
 }

@@ -1077,6 +1077,10 @@ class storage:
         def problem(self) -> str:
             """Why it cannot be used; empty when nothing is wrong."""
         @property
+        def unreadable(self) -> bool:
+            """The problem is a refusal of the system, and tells nothing of
+            what the checkpoint holds."""
+        @property
         def manifest(self) -> str | None:
             """JSON text; None when there is a problem."""
 

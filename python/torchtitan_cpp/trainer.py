@@ -156,9 +156,9 @@ class Trainer:
             return
         if self.should_stop():
             return  # while it was loaded: there is nothing new to save
-        if config.checkpoint.enable:
-            steps = range(self.step + 1, config.training.steps)
-            self.checkpointer.prepare(collect(self), steps)
+        self.checkpointer.prepare(
+            lambda: collect(self), range(self.step + 1, config.training.steps)
+        )
         started, first_step = time.monotonic(), self.step
         self.metrics.start(self.step)
         with ExitStack() as stack:

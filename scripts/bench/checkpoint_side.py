@@ -150,7 +150,7 @@ def copy_seconds(side: Side, runs: int) -> list[float]:
 def blocked_seconds(side: Side, runs: int) -> Seconds:
     """How long the callers of async saves wait, without the save before."""
     run, state = side.manager("native", "async"), side.training_state()
-    run.prepare(state, range(1, 1000))  # as the trainer does
+    run.prepare(lambda: state, range(1, 1000))  # as the trainer does
     ours, theirs = [], []
     for step in range(1, runs + 2):
         ours.append(side.timed(partial(run.save, step, state)))

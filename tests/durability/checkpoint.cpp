@@ -1,12 +1,15 @@
 #include "durability/checkpoint.h"
 
 #include "base/errors.h"
+#include "storage/checksum.h"
 #include "storage/safetensors_file.h"
 
 namespace torchtitan::durability {
 namespace {
 
 using namespace storage;
+
+constexpr int64_t kThreads = 2;  // that share the blocks of a file
 
 // The constants are those of splitmix64.
 int64_t number_of(int64_t step, int64_t index) {
@@ -16,10 +19,18 @@ int64_t number_of(int64_t step, int64_t index) {
   return static_cast<int64_t>(value ^ (value >> 31));
 }
 
+// Of the rank's numbers, in the tensor.
+int64_t begin_of(int64_t step, int64_t rank) {
+  int64_t begin = 0;
+  for (int64_t before = 0; before < rank; ++before) begin += numbers_of(step, before);
+  return begin;
+}
+
 std::vector<int64_t> part_of_state(int64_t step, int64_t rank) {
-  std::vector<int64_t> numbers(kNumbersOfRank);
-  for (int64_t i = 0; i < kNumbersOfRank; ++i) {
-    numbers[static_cast<size_t>(i)] = number_of(step, rank * kNumbersOfRank + i);
+  const int64_t begin = begin_of(step, rank);
+  std::vector<int64_t> numbers(static_cast<size_t>(numbers_of(step, rank)));
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    numbers[i] = number_of(step, begin + static_cast<int64_t>(i));
   }
   return numbers;
 }
@@ -30,10 +41,17 @@ std::string file_of(int64_t rank) {
 
 }  // namespace
 
+int64_t numbers_of(int64_t step, int64_t rank) {
+  constexpr auto kOfBlock = static_cast<int64_t>(kHashedBlockBytes / sizeof(int64_t));
+  const bool is_long = step % 16 == 8 && step / 16 % kNumRanks == rank;
+  return 1500 + (is_long ? 2 * kOfBlock : 0);
+}
+
 FileRecord write_part(const std::string& staging, int64_t rank, int64_t step) {
   const std::vector<int64_t> numbers = part_of_state(step, rank);
   SafetensorsWriter writer(staging + "/" + file_of(rank),
-                           {{"w", Dtype::kI64, {kNumbersOfRank}}}, {}, 1);
+                           {{"w", Dtype::kI64, {numbers_of(step, rank)}}}, {},
+                           kThreads);
   writer.append("w", std::as_bytes(std::span(numbers)));
   return writer.finish();
 }
@@ -42,7 +60,7 @@ Manifest manifest_of(int64_t step, const std::string& id, const std::string& par
                      int64_t sequence, const std::vector<FileRecord>& files) {
   std::vector<StoredBox> boxes;
   for (int64_t rank = 0; rank < kNumRanks; ++rank) {
-    boxes.push_back({rank, "w", {{rank * kNumbersOfRank}, {kNumbersOfRank}}});
+    boxes.push_back({rank, "w", {{begin_of(step, rank)}, {numbers_of(step, rank)}}});
   }
   return {
       .step = step,
@@ -56,18 +74,20 @@ Manifest manifest_of(int64_t step, const std::string& id, const std::string& par
       .torchtitan_cpp_version = "",
       .files = files,
       .tensors =
-          {{"w", "model", Dtype::kI64, {kNumRanks * kNumbersOfRank}, std::move(boxes)}},
+          {{"w", "model", Dtype::kI64, {begin_of(step, kNumRanks)}, std::move(boxes)}},
       .scalars = base::Json::Object{},
       .gathered = base::Json::Object{}};
 }
 
 bool load_part(const std::string& path, const Manifest& manifest, int64_t rank) {
-  const SafetensorsReader reader(VerifiedFile(
-      path + "/" + file_of(rank), manifest.files[static_cast<size_t>(rank)].blocks, 1));
-  std::vector<int64_t> numbers(kNumbersOfRank);
-  reader.read_box("w", {{0}, {kNumbersOfRank}},
+  const SafetensorsReader reader(
+      VerifiedFile(path + "/" + file_of(rank),
+                   manifest.files[static_cast<size_t>(rank)].blocks, kThreads));
+  const int64_t count = numbers_of(manifest.step, rank);
+  std::vector<int64_t> numbers(static_cast<size_t>(count));
+  reader.read_box("w", {{0}, {count}},
                   {.memory = std::as_writable_bytes(std::span(numbers)),
-                   .shape = {kNumbersOfRank},
+                   .shape = {count},
                    .offset = {0}});
   return numbers == part_of_state(manifest.step, rank);
 }

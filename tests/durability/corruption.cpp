@@ -11,6 +11,7 @@
 #include "base/errors.h"
 #include "base/json.h"
 #include "durability/checkpoint.h"
+#include "storage/checkpoint_names.h"
 #include "storage/safetensors_file.h"
 
 namespace torchtitan::durability {
@@ -19,7 +20,9 @@ namespace {
 namespace fs = std::filesystem;
 using namespace storage;
 
-constexpr int64_t kMostBytes = 1 << 20;
+constexpr int64_t kMostBytes = 1 << 24;
+constexpr int64_t kLongRank = 0;
+constexpr int64_t kGood = 1, kShort = 2, kLong = 8;  // steps; the last has a long file
 
 void save(const std::string& folder, int64_t step) {
   const std::string id = base::message("000000000000000", step);
@@ -65,8 +68,9 @@ struct Target {
   size_t begin, end;  // bytes of it
 };
 
-// What is damaged, by what it is.
-std::map<std::string, std::vector<Target>> targets_in(const std::string& path) {
+// What is damaged of a step, by what it is: of its files the long one if there is one.
+std::map<std::string, std::vector<Target>> targets_in(const std::string& path,
+                                                      int64_t step) {
   std::map<std::string, std::vector<Target>> targets;
   for (const auto& entry : fs::directory_iterator(path)) {
     const std::string name = entry.path().filename();
@@ -75,7 +79,10 @@ std::map<std::string, std::vector<Target>> targets_in(const std::string& path) {
       targets[name].push_back({name, 0, size});
       continue;
     }
-    const size_t data = size - static_cast<size_t>(kNumbersOfRank) * sizeof(int64_t);
+    const int64_t rank = name[name.find('-') + 1] - '0';
+    if (step == kLong && rank != kLongRank) continue;
+    const auto numbers = static_cast<size_t>(numbers_of(step, rank));
+    const size_t data = size - numbers * sizeof(int64_t);
     targets["header"].push_back({name, 0, data});
     targets["data"].push_back({name, data, size});
   }
@@ -86,23 +93,42 @@ std::map<std::string, std::vector<Target>> targets_in(const std::string& path) {
   return targets;
 }
 
+// A good checkpoint and a newer one that is damaged.
+struct Pair {
+  Pair(const std::string& folder, int64_t damaged)
+      : folder(folder), damaged(damaged), path(folder + "/" + step_name(damaged)) {
+    save(folder, kGood);
+    save(folder, damaged);
+    check_whole();
+    targets = targets_in(path, damaged);
+  }
+
+  void check_whole() const {
+    base::check_value(load(folder) == damaged,
+                      "the undamaged checkpoint is not accepted");
+  }
+
+  std::string folder;
+  int64_t damaged;  // step
+  std::string path;
+  std::map<std::string, std::vector<Target>> targets;
+};
+
 }  // namespace
 
 bool run_corruption(const std::string& folder, int64_t num_flips,
                     int64_t num_truncations, uint64_t seed) {
   const auto begin = std::chrono::steady_clock::now();
   std::mt19937_64 random(seed);
-  save(folder, 1);
-  save(folder, 2);
-  base::check_value(load(folder) == 2, "the undamaged checkpoint is not accepted");
-  const std::string path = folder + "/step-2";
-  const auto targets = targets_in(path);
+  const Pair short_files(folder + "/short", kShort), long_file(folder + "/long", kLong);
   std::map<std::string, int64_t> tried;
   int64_t num_missed = 0;
   for (int64_t trial = 0; trial < num_flips + num_truncations; ++trial) {
-    const auto kind = std::next(targets.begin(), trial % targets.size());
+    // All kinds of damage once in ten times; a long file takes long.
+    const Pair& pair = trial / 4 % 10 == 9 ? long_file : short_files;
+    const auto kind = std::next(pair.targets.begin(), trial % 4);
     const Target& target = kind->second[random() % kind->second.size()];
-    const std::string file = path + "/" + target.name;
+    const std::string file = pair.path + "/" + target.name;
     const std::string good = read_text(file, kMostBytes);
     std::string bad = good;
     const bool flips = trial < num_flips;
@@ -116,7 +142,7 @@ bool run_corruption(const std::string& folder, int64_t num_flips,
     ++tried[base::message(flips ? "flips_in_" : "truncations_of_", kind->first)];
     fs::remove(file);
     write_text(file, bad);
-    if (load(folder) != 1) {
+    if (load(pair.folder) != kGood) {
       ++num_missed;
       std::cerr << "missed: trial " << trial << " in " << target.name << '\n';
     }
@@ -124,7 +150,8 @@ bool run_corruption(const std::string& folder, int64_t num_flips,
     fs::remove(file);
     write_text(file, good);
   }
-  base::check_value(load(folder) == 2, "the restored checkpoint is not accepted");
+  short_files.check_whole();
+  long_file.check_whole();
   base::Json::Object summary{{"seed", static_cast<int64_t>(seed)},
                              {"damages", num_flips + num_truncations},
                              {"missed", num_missed},

@@ -20,6 +20,7 @@ namespace {
 
 using namespace storage;
 
+constexpr size_t kMostDigits = size_t{3} * 64;  // of the hashes of a file's blocks
 constexpr int kRankLost = 75;
 constexpr int kBroken = 70;
 
@@ -34,7 +35,7 @@ struct Reply {
   enum Kind : int64_t { kDone, kFailed, kWrong };
   Kind kind;
   int64_t size_bytes;
-  std::array<char, 65> blocks;  // FileRecord::blocks of a file of one block
+  std::array<char, kMostDigits + 1> blocks;  // FileRecord::blocks
 };
 
 struct RankLost {};
@@ -75,7 +76,7 @@ Reply answer(const JobPlan& plan, int64_t rank, const Command& command) {
           base::message(step_path(plan, command.step), ".tmp-", command.id.data());
       const FileRecord record = write_part(staging, rank, command.step);
       reply.size_bytes = record.size_bytes;
-      reply.blocks = to_array<65>(record.blocks);
+      reply.blocks = to_array<kMostDigits + 1>(record.blocks);
       return reply;
     }
     const FoundCheckpoint found = inspect_checkpoint(step_path(plan, command.step));

@@ -41,7 +41,7 @@ struct FaultRow {
 };
 constexpr std::array<FaultRow, 17> kFaults{{{"mkdir", 4, true},
                                             {"create", 9, false},
-                                            {"write", 15, false},
+                                            {"write", 18, false},
                                             {"sync", 15, false},
                                             {"open", 20, false},
                                             {"read", 40, false},

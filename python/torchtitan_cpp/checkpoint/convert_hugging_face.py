@@ -16,6 +16,7 @@ from torchtitan_cpp.checkpoint.convert_entries import (
     entries_of_checkpoint,
     entries_of_source,
 )
+from torchtitan_cpp.checkpoint.manifest import Parent
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify, verify_weights
@@ -57,7 +58,7 @@ def to_hugging_face(source: str, result: str, loaded: Loaded) -> str:
         content="huggingface",
         format="native",
         export_dtype=EXPORT_DTYPES[loaded.config.checkpoint.export_dtype],
-        parent="",
+        parent=Parent(),
         config_hash=manifest.config_hash,
         adapter=model.adapter,
         fault_hook=None,
@@ -94,7 +95,7 @@ def from_hugging_face(
         content="model",
         format=format,
         export_dtype=None,
-        parent="",
+        parent=Parent(),
         config_hash="",
         adapter=None,
         fault_hook=None,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchtitan_cpp.checkpoint.convert_entries import entries_of_checkpoint
+from torchtitan_cpp.checkpoint.manifest import Parent
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify
 from torchtitan_cpp.checkpoint.state import SingleRank, TorchSettings, TrainingState
@@ -59,7 +60,7 @@ def convert_checkpoint(
         content="training" if is_full else "model",
         format="dcp" if to_dcp else "native",
         export_dtype=None,
-        parent="",
+        parent=Parent(),
         config_hash=manifest.config_hash,
         adapter=None,
         fault_hook=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 import torch
 
@@ -16,7 +16,7 @@ from torchtitan_cpp.checkpoint.agreement import (
 from torchtitan_cpp.checkpoint.background import BackgroundSaves
 from torchtitan_cpp.checkpoint.exporting import check_exportable
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
-from torchtitan_cpp.checkpoint.manifest import Content
+from torchtitan_cpp.checkpoint.manifest import Content, Parent
 from torchtitan_cpp.checkpoint.nearest import nearest
 from torchtitan_cpp.checkpoint.saving import FaultHook, SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import choose_paths, inspect_on_all, verify
@@ -85,7 +85,7 @@ class CheckpointManager:
         self._hf_assets_path = hf_assets_path
         self._config_hash = config_hash
         self._fault_hook = fault_hook
-        self._parent = ""  # id of the checkpoint that this run goes on from
+        self._parent = Parent()  # what this run goes on from
         self._saved_step: int | None = None
         self._forbidden = ""
         self._is_async = settings.enable and settings.async_mode != "disabled"
@@ -145,10 +145,10 @@ class CheckpointManager:
         is_first = step == 1 and settings.enable_first_step_checkpoint
         return last_step or is_first or step % settings.interval == 0
 
-    def prepare(self, state: TrainingState, steps: range) -> None:
-        """Make the memory of async saves in a thread, if one is due in ``steps``."""
+    def prepare(self, collect: Callable[[], TrainingState], steps: range) -> None:
+        """Let a thread make the memory of async saves, if one is due in ``steps``."""
         if self._is_async and any(self.should_save(step) for step in steps):
-            self._saves.prepare(state)
+            self._saves.prepare(collect())
 
     def save(
         self,
@@ -240,7 +240,7 @@ class CheckpointManager:
                         entry.local.zero_()
                 continue
             if loaded.step == candidate.manifest.step:
-                self._parent = candidate.manifest.id
+                self._parent = Parent.of(candidate.manifest)
                 self._saved_step = loaded.step
                 self._tell(f"Loaded {path}; training goes on after step {loaded.step}")
             else:  # a new run, whose saves are no successors of this one
@@ -305,7 +305,7 @@ class CheckpointManager:
             steps, kept = _C.storage.purge(
                 self.folder,
                 keep_latest=self._settings.keep_latest_k,
-                head=self._parent,
+                head=self._parent.id,
                 fault_hook=self._fault_hook,
             )
         except OSError as error:

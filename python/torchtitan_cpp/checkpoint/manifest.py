@@ -78,6 +78,19 @@ class Manifest:
         return json.dumps(format_fields | asdict(self), allow_nan=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A checkpoint that another one goes on from; as it is by default: none."""
+
+    id: str = ""
+    sequence: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Parent:
+        """The one with this manifest."""
+        return cls(id=manifest.id, sequence=manifest.sequence)
+
+
 def parse_manifest(text: str) -> Manifest:
     """A manifest from text that C++ has checked."""
     fields: dict[str, Any] = json.loads(text)

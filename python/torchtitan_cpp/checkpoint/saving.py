@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -28,11 +29,17 @@ from torchtitan_cpp.checkpoint.exporting import ExportedFile, plan_export, write
 from torchtitan_cpp.checkpoint.manifest import (
     Content,
     Manifest,
+    Parent,
     StoredFile,
     parse_manifest,
 )
 from torchtitan_cpp.checkpoint.model_folder import write_model_files
-from torchtitan_cpp.checkpoint.shards import ShardReader, collect_shards, write_shard
+from torchtitan_cpp.checkpoint.shards import (
+    ShardReader,
+    collect_shards,
+    stored_dtype,
+    write_shard,
+)
 from torchtitan_cpp.checkpoint.state import Json, Ranks, TensorEntry, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.logging import logger
@@ -51,8 +58,8 @@ class SaveRequest:
     """Of weights and training states; Hugging Face folders have their own."""
     export_dtype: torch.dtype | None
     """Floating-point tensors are cast to it; None keeps their dtypes."""
-    parent: str
-    """Id of the checkpoint that the run went on from, or an empty text."""
+    parent: Parent
+    """The checkpoint that the run went on from."""
     config_hash: str
     adapter: BaseStateDictAdapter | None
     """Needed for the content ``huggingface``."""
@@ -70,14 +77,14 @@ class _Staging:
     sequence: int
 
 
-def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) -> str:
-    """Write and publish a checkpoint; returns its id. Collective.
+def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) -> Parent:
+    """Write and publish a checkpoint; what the next one goes on from. Collective.
 
     Raises:
         CheckpointError: on all ranks, if any failed; older checkpoints are untouched.
     """
     what = f"saving {os.path.join(request.folder, f'step-{request.step}')}"
-    opened = on_first_rank(ranks, what, lambda: _open(request.folder, request.step))
+    opened = on_first_rank(ranks, what, lambda: _open(request))
     staging = _Staging(**opened)
     try:
         reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
@@ -96,11 +103,12 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
         if ranks.rank == 0 and os.path.isdir(staging.path):
             _discard(request, staging)
         raise
-    return staging.id
+    return Parent(id=staging.id, sequence=staging.sequence)
 
 
-def _open(folder: str, step: int) -> dict[str, Any]:
+def _open(request: SaveRequest) -> dict[str, Any]:
     """Rank 0: clean up after killed processes and make the folder to write into."""
+    folder = request.folder
     removed, set_aside = _C.storage.clean_up(folder)
     for name in removed:
         logger.warning(f"Removed {name}, left in {folder} by a process that was killed")
@@ -110,8 +118,10 @@ def _open(folder: str, step: int) -> dict[str, Any]:
     texts = [found.manifest for found in checkpoints]
     sequences = [parse_manifest(text).sequence for text in texts if text is not None]
     new_id = secrets.token_hex(8)
-    path = _C.storage.create_staging(folder, step=step, id=new_id)
-    return {"path": path, "id": new_id, "sequence": max(sequences, default=0) + 1}
+    path = _C.storage.create_staging(folder, step=request.step, id=new_id)
+    # The parent may not be among them: its folder may have gone, or be unreadable.
+    sequence = max([request.parent.sequence, *sequences]) + 1
+    return {"path": path, "id": new_id, "sequence": sequence}
 
 
 def _discard(request: SaveRequest, staging: _Staging) -> None:
@@ -129,7 +139,15 @@ def _write(
     entries = _saved_entries(request, state)
     is_full = request.content == "training"
     write = write_dcp_shard if _is_dcp(request) else write_shard
-    report = write(staging.path, ranks.rank, entries, export_dtype=request.export_dtype)
+    dtype = request.export_dtype
+    try:
+        report = write(staging.path, ranks.rank, entries, export_dtype=dtype)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        own = [entry for entry in entries if entry.is_writer]
+        needed = sum(e.numel * stored_dtype(e, dtype).itemsize for e in own)
+        raise CheckpointError(f"{error}; the tensors take {needed} bytes") from error
     if _is_dcp(request):
         settings = state.torch_settings if is_full else None
         report["settings"] = report_settings(settings)
@@ -244,7 +262,7 @@ def _publish(
     manifest = Manifest(
         step=request.step,
         id=staging.id,
-        parent=request.parent,
+        parent=request.parent.id,
         sequence=staging.sequence,
         content=request.content,
         world_size=(request.converted or ranks).world_size,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.agreement import (
     CheckpointError,
+    UnreadableError,
     all_agree,
     on_first_rank,
+    together,
 )
 from torchtitan_cpp.checkpoint.dcp import (
     METADATA_NAME,
@@ -21,7 +25,7 @@ from torchtitan_cpp.checkpoint.dcp import (
 )
 from torchtitan_cpp.checkpoint.manifest import Manifest, parse_manifest
 from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader
-from torchtitan_cpp.checkpoint.state import Ranks
+from torchtitan_cpp.checkpoint.state import Json, Ranks
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
 
@@ -55,6 +59,8 @@ class _Found:
     step: int
     problem: str
     """Why it cannot be used; empty when nothing is wrong."""
+    unreadable: bool
+    """The problem is a refusal of the system: whether it is damaged nobody knows."""
     text: str | None
     manifest: Manifest | None
     """None when there is a problem."""
@@ -71,7 +77,8 @@ def choose_paths(
             weights only, and one of step 0, a seed, for all.
     Raises:
         FileNotFoundError: ``load_step`` is not there.
-        CheckpointError: it cannot be used, or there are checkpoints and none can.
+        CheckpointError: it cannot be used, or there are checkpoints and none can, or
+            one that cannot be read may be newer than those that can.
     """
     choice = on_first_rank(ranks, folder, lambda: _choose(folder, load_step, wanted))
     if missing := choice["missing"]:
@@ -83,22 +90,35 @@ def inspect_on_all(path: str, ranks: Ranks) -> Candidate:
     """The checkpoint in a folder of any name. Collective.
 
     Raises:
-        CheckpointError: on all ranks, if it is damaged or ranks see different ones.
+        CheckpointError: on all ranks, if all find it damaged.
+        UnreadableError: on all ranks, if one cannot read it or sees another one.
     """
+    what = f"loading {path}"
     candidates: list[Candidate] = []
 
-    def act() -> str:
+    def act() -> dict[str, Json]:
         found = _complete(_C.storage.inspect_checkpoint(path))
-        if found.manifest is None:
-            raise CheckpointError(found.problem)
-        candidates.append(
-            Candidate(path=path, text=found.text, manifest=found.manifest)
-        )
-        return found.manifest.id
+        if found.manifest is not None:
+            candidates.append(
+                Candidate(path=path, text=found.text, manifest=found.manifest)
+            )
+        return {
+            "id": found.manifest.id if found.manifest else None,
+            "problem": found.problem or None,
+            "unreadable": found.unreadable,
+        }
 
-    ids = all_agree(ranks, f"loading {path}", act)
+    answers: list[Any] = all_agree(ranks, what, act)
+    problems = [answer["problem"] for answer in answers]
+    if any(problems):
+        # What is damaged is so for all. A rank alone may look at what was there before,
+        # or at a folder of its own.
+        is_damaged = all(problems) and not any(a["unreadable"] for a in answers)
+        kind = CheckpointError if is_damaged else UnreadableError
+        raise kind(f"{what}: {together(problems)}")
+    ids = [answer["id"] for answer in answers]
     if other := [rank for rank, found_id in enumerate(ids) if found_id != ids[0]]:
-        raise CheckpointError(f"loading {path}: rank {other[0]} sees another folder")
+        raise UnreadableError(f"{what}: rank {other[0]} sees another folder")
     return candidates[0]
 
 
@@ -195,6 +215,12 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
             paths.append(found.path)
         elif not paths:
             reasons.append((found.step, reason))
+    for found in checkpoints:
+        if found.unreadable and (not paths or found.step > first):
+            raise CheckpointError(
+                f"{found.problem}: whether to go on from there nobody knows; move it "
+                "away, or choose another one by checkpoint.load_step"
+            )
     if reasons and not paths:
         raise CheckpointError(
             f"no checkpoint to go on from, and training does not start over silently: "
@@ -210,15 +236,25 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
 def _complete(found: _C.storage.FoundCheckpoint) -> _Found:
     """What was found, also where another program wrote it."""
     problem, text, manifest = found.problem, found.manifest, None
+    unreadable = found.unreadable
     if text is not None:
         manifest = parse_manifest(text)
     elif is_foreign(found.path):
         try:
             manifest, problem = read_foreign(found.path), ""
-        except (ValueError, OSError) as error:
+        except FileNotFoundError as error:
+            problem = str(error)
+        except OSError as error:
+            problem, unreadable = str(error), True
+        except ValueError as error:
             problem = str(error)
     return _Found(
-        path=found.path, step=found.step, problem=problem, text=text, manifest=manifest
+        path=found.path,
+        step=found.step,
+        problem=problem,
+        unreadable=unreadable,
+        text=text,
+        manifest=manifest,
     )
 
 
@@ -232,15 +268,18 @@ def _in_order(listed: list[_Found]) -> list[_Found]:
     ours = [found for found in listed if found.manifest and found.text is not None]
     foreign = [found for found in listed if found.manifest and found.text is None]
     foreign.sort(key=lambda found: -found.step)
-    if not ours:
-        return bad + foreign
-    last = os.path.getmtime(os.path.join(ours[0].path, "manifest.json"))
-    later = [
-        found
-        for found in foreign
-        if os.path.getmtime(os.path.join(found.path, METADATA_NAME)) > last
-    ]
+    if not ours or not foreign:
+        return bad + ours + foreign
+    last = _saved_at(ours[0].path, "manifest.json")
+    later = [f for f in foreign if _saved_at(f.path, METADATA_NAME) > last]
     return bad + later + ours + [found for found in foreign if found not in later]
+
+
+def _saved_at(path: str, name: str) -> float:
+    """By the clock; long ago for what another process has just purged."""
+    with suppress(FileNotFoundError):
+        return os.path.getmtime(os.path.join(path, name))
+    return 0.0
 
 
 def _reason_against(path: str, manifest: Manifest, wanted: Set[str]) -> str:

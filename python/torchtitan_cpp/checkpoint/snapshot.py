@@ -51,8 +51,13 @@ class Snapshot:
         if total == 0:
             return
 
+        # A thread begins with device 0, where locking pages would take memory.
+        device = torch.cuda.current_device() if self._pinned else None
+
         def make() -> None:
             with suppress(MemoryError, OSError, RuntimeError):  # take tries it again
+                if device is not None:
+                    torch.cuda.set_device(device)
                 memory = _allocate(total, pinned=self._pinned)
                 for begin in range(0, total, _PREPARED_AT_ONCE):
                     memory[begin : begin + _PREPARED_AT_ONCE : mmap.PAGESIZE] = 0

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from torch import nn
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint import Ranks, TensorEntry, TrainingState
-from torchtitan_cpp.checkpoint.agreement import on_first_rank
+from torchtitan_cpp.checkpoint.agreement import (
+    CheckpointError,
+    UnreadableError,
+    on_first_rank,
+)
 from torchtitan_cpp.checkpoint.dcp import is_foreign
 from torchtitan_cpp.checkpoint.hugging_face import SINGLE_NAME
 from torchtitan_cpp.checkpoint.loading import read_checkpoint, read_hugging_face
@@ -183,10 +188,27 @@ def _entries_of_python(module: nn.Module) -> list[TensorEntry]:
 def _load(
     folder: str, state: TrainingState, ranks: Ranks, spec: TrainSpec, args: Any
 ) -> str:
-    """Fill the weights; the folder that they came from. Collective."""
-    found: Any = on_first_rank(ranks, folder, lambda: _find(folder))
-    if found["missing"]:
-        raise MissingPathError(found["missing"])
+    """Fill the weights; the folder that they came from. Collective.
+
+    A training that goes on may purge what is being read, and leaves a newer one.
+    """
+    while True:
+        found: Any = on_first_rank(ranks, folder, lambda: _find(folder))
+        if found["missing"]:
+            raise MissingPathError(found["missing"])
+        path: str = found["path"]
+        try:
+            return _load_found(found, state, ranks, spec, args)
+        except (CheckpointError, UnreadableError):
+            if path == folder or on_first_rank(
+                ranks, path, partial(os.path.isdir, path)
+            ):
+                raise
+
+
+def _load_found(
+    found: Any, state: TrainingState, ranks: Ranks, spec: TrainSpec, args: Any
+) -> str:
     path: str = found["path"]
     if found["is_hugging_face"]:
         if spec.state_dict_adapter is None:
@@ -207,8 +229,9 @@ def _find(folder: str) -> dict[str, Any]:
     kind = _kind(folder)
     if kind is None and os.path.isdir(folder):
         newest = newest_model(folder)
-        if newest is not None:
-            folder, kind = newest, _kind(newest)
+        while newest is not None and (kind := _kind(newest)) is None:
+            newest = newest_model(folder)  # purged in between
+        folder = newest or folder
     missing = ""
     if not os.path.isdir(folder):
         missing = f"{folder} is no folder: expected a checkpoint"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoint_ranks import (
     Grid,
     ThreadRanks,
@@ -22,6 +23,7 @@ from checkpoint_ranks import (
 from checkpoint_runs import ENABLED, ONE, SCALARS, load, manager, steps_in
 
 from torchtitan_cpp.checkpoint import CheckpointError, SingleRank
+from torchtitan_cpp.checkpoint import snapshot as snapshot_module
 from torchtitan_cpp.checkpoint.background import BackgroundTask
 from torchtitan_cpp.checkpoint.snapshot import Snapshot
 
@@ -240,9 +242,9 @@ def test_memory_is_made_beforehand_where_an_async_save_is_due(tmp_path: Path) ->
     run = manager(tmp_path, ASYNC)
     state = example_state(10)
     snapshot = run._saves._snapshot
-    run.prepare(state, range(1, 10))
+    run.prepare(lambda: state, range(1, 10))
     assert snapshot._making is None
-    run.prepare(state, range(1, 11))
+    run.prepare(lambda: state, range(1, 11))
     assert snapshot._making is not None
     snapshot._making.join()
     made = snapshot._memory.data_ptr()
@@ -251,8 +253,23 @@ def test_memory_is_made_beforehand_where_an_async_save_is_due(tmp_path: Path) ->
     for entry in copied.tensors:
         assert is_box_of(entry, example_tensors(10)[entry.name]), entry.name
     synchronous = manager(tmp_path, ENABLED)
-    synchronous.prepare(state, range(1, 11))
+    synchronous.prepare(lambda: state, range(1, 11))
     assert synchronous._saves._snapshot._making is None
+
+
+def test_pages_are_locked_by_the_device_of_the_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Any other would get a context, which takes some of its memory."""
+    told: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    monkeypatch.setattr(snapshot_module, "_pin", lambda _: told.append("locked"))
+    snapshot = Snapshot(pinned=True)
+    snapshot.prepare(example_state(1))
+    snapshot.release()  # waits for the thread
+    assert told == [3, "locked"]
 
 
 def test_only_what_a_rank_writes_is_copied() -> None:

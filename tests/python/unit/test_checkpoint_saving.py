@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,32 @@ def test_a_failure_on_one_rank_fails_the_save_on_all_and_keeps_the_old_one(
     assert "rank 1: safetensors has no dtype for ComplexDouble" in str(outcomes[0])
     assert steps_in(tmp_path) == ["step-10"]
     assert load_plain(tmp_path) == 10
+
+
+@pytest.mark.parametrize("format", ["native", "dcp"])
+def test_where_there_is_too_little_room_the_error_says_how_much_is_needed(
+    format: str, tmp_path: Path
+) -> None:
+    """A limit of the process in place of a small disk."""
+    local = torch.ones(100_000)
+    whole = TensorEntry(
+        name="w",
+        kind="model",
+        local=local,
+        global_shape=(local.numel(),),
+        offset=(0,),
+        size=(local.numel(),),
+        is_writer=True,
+    )
+    run = manager(tmp_path, replace(ENABLED, format=format))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (local.nbytes // 2, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-10\.tmp-.*take 400000 bytes"):
+            run.save(10, TrainingState(tensors=[whole]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert steps_in(tmp_path) == []
 
 
 def test_a_disk_that_became_read_only_fails_the_save_alike_on_all_ranks(

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from torchtitan_cpp import TrainSpec, generate, get_train_spec, train_spec
 from torchtitan_cpp.checkpoint import CheckpointError
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.config.checkpoint import Checkpoint
-from torchtitan_cpp.generation import LoadedModel
+from torchtitan_cpp.errors import MissingPathError
+from torchtitan_cpp.generation import LoadedModel, loading
 from torchtitan_cpp.generation.command import main
 from torchtitan_cpp.generation.loading import (
     divided_by_tensor_axis,
@@ -116,6 +118,25 @@ def test_among_folders_of_torch_the_last_step_is_taken_and_what_is_saved_later(
         assert load_model(str(run), flags=FLAGS).path == str(run / "step-30")
     later = save(tmp_path, model, step=2, in_hf=True)
     assert load_model(str(run), flags=FLAGS).path == str(later)
+
+
+def test_what_a_training_purges_while_it_is_loaded_gives_way_to_what_is_newer(
+    small: TransformerModelArgs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = save(tmp_path, make_model(small, seed=1), step=10)
+    inspect = loading.inspect_on_all
+
+    def inspect_late(path: str, ranks: Any) -> Any:
+        if first.exists():
+            save(tmp_path, make_model(small, seed=2), step=20)
+            shutil.rmtree(first)
+        return inspect(path, ranks)
+
+    monkeypatch.setattr(loading, "inspect_on_all", inspect_late)
+    folder = first.parent
+    assert load_model(str(folder), flags=FLAGS).path == str(folder / "step-20")
+    with pytest.raises(MissingPathError, match="step-10 is no folder"):
+        load_model(str(first), flags=FLAGS)
 
 
 def test_hugging_face_folders_load_with_their_stop_tokens(
