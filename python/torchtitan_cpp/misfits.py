@@ -19,7 +19,7 @@ from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.on_meta import on_meta
-from torchtitan_cpp.nn.stages import held_by_all, shared_between
+from torchtitan_cpp.nn.stages import held_by_all, shared_between, without_parameters
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
 from torchtitan_cpp.tensor_parallel.misfits import tensor_misfits
@@ -114,6 +114,17 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
         return {misfit.field: misfit.message}
     if isinstance(model, CppModule):
         return {}
+    ranks: list[set[str]] = [set() for _ in range(pipeline.schedule.num_ranks)]
+    for rank, names in zip(pipeline.rank_of_stage, pipeline.modules, strict=True):
+        ranks[rank] |= set(names)
+    if (idle := without_parameters(model, ranks)) is not None:
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"pipeline rank {idle} would have no parameter to train, only "
+                f"{', '.join(sorted(ranks[idle]))}; give it another module by "
+                "module_fqns_per_model_part"
+            )
+        }
     if held := held_by_all(model, pipeline.modules):
         return {
             "parallelism.pipeline_parallel_degree": (

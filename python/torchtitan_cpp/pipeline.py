@@ -321,7 +321,7 @@ def split_modules(
         output_weight: layers that norm and output count for.
     Raises:
         Misfit: for more stages than there are layers, or a weight that leaves a stage
-            with less than nothing.
+            with less than nothing, or a model that leaves it with nothing.
     """
     if num_stages == 1:
         return (names.all,)
@@ -354,6 +354,13 @@ def split_modules(
                 *layers,
                 *(names.outputs if last else ()),
             )
+        )
+    if () in stages:
+        raise Misfit(
+            _P + "pipeline_parallel_degree",
+            f"stage {stages.index(())} of {num_stages} would have none of the modules "
+            f"{', '.join(names.all)}; say by "
+            "module_fqns_per_model_part which ones each stage has",
         )
     return tuple(stages)
 

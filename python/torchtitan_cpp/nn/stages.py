@@ -61,6 +61,17 @@ def held_by_all(module: nn.Module, stages: Sequence[Collection[str]]) -> str | N
     return None
 
 
+def without_parameters(
+    module: nn.Module, parts: Sequence[Collection[str]]
+) -> int | None:
+    """Which part has no parameter, if there is one."""
+    owners = {_owner(name) for name, _ in module.named_parameters()}
+    for index, names in enumerate(parts):
+        if not owners & set(names):
+            return index
+    return None
+
+
 def _owner(parameter: str) -> str:
     """The child, or layer, that a parameter's name begins with."""
     parts = parameter.split(".")

@@ -91,6 +91,33 @@ def test_a_parameter_of_no_stage() -> None:
     assert "no module of a stage holds the parameter positions" in found.popitem()[1]
 
 
+class Activated(nn.Module):
+    """Ends with a module that has no parameter; no ``layers``."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.first = nn.Embedding(16, 4)
+        self.last = nn.Linear(4, 16)
+        self.act = nn.Tanh()
+
+
+def test_a_stage_without_modules_or_parameters() -> None:
+    spec = replace(get_train_spec("mine"), model_cls=Activated)
+    register_train_spec("activated", spec)
+    found = misfits(name="activated", parallelism=with_stages())
+    assert "stage 1 of 2 would have none of the modules first, last, act" in str(found)
+    assert "module_fqns_per_model_part" in str(found)
+
+    def parts(*given: list[str]) -> dict[str, str]:
+        stages = replace(with_stages(), module_fqns_per_model_part=list(given))
+        return misfits(name="activated", parallelism=stages)
+
+    assert "pipeline rank 1 would have no parameter" in str(
+        parts(["first", "last"], ["act"])
+    )
+    assert parts(["first"], ["last", "act"]) == {}
+
+
 @pytest.mark.parametrize(
     "compile_section",
     [Compile(), Compile(enable=True, components=["loss"])],
