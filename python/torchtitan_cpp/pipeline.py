@@ -72,7 +72,6 @@ EQUAL_STAGE = _C.plan.StageCost(
 )
 """Forward and each half of backward take equally long."""
 
-
 NOT_OVERLAPPED = (
     "its pairs of forward and backward run one after the other: a stage in Python is "
     "one call"
@@ -337,18 +336,19 @@ def split_modules(
         input_weight: layers that the embedding counts for.
         output_weight: layers that norm and output count for.
     Raises:
-        Misfit: for more stages than there are layers, or a weight that leaves a stage
-            with less than nothing, or a model that leaves it with nothing.
+        Misfit: for a stage that would have nothing, or by a weight less than that.
     """
     if num_stages == 1:
         return (names.all,)
     num_layers = len(names.layers)
     least, more = _layers_each(num_stages, num_layers, input_weight, output_weight)
     for name, weight in (("first", input_weight), ("last", output_weight)):
-        if weight > least:
+        if weight > least:  # which falls with it
+            rest = num_layers + input_weight + output_weight - weight
+            fits = rest // (num_stages - 1)
             raise Misfit(
                 _P + f"pipeline_parallel_{name}_stage_less_layers",
-                f"expected at most {least}, the layers of the smallest of "
+                f"expected at most {fits}, the layers of the smallest of "
                 f"{num_stages} stages, found {weight}",
             )
     stages = []

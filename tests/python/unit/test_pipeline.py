@@ -143,6 +143,11 @@ P = "parallelism."
             "expected at most 7, the layers of the smallest of 2 stages, found 8",
         ),
         (
+            ["pipeline_parallel_first_stage_less_layers=99"],
+            "pipeline_parallel_first_stage_less_layers",
+            "expected at most 7, the layers of the smallest of 2 stages, found 99",
+        ),
+        (
             ["pipeline_parallel_schedule_csv=nowhere.csv"],
             "pipeline_parallel_schedule_csv",
             "nowhere.csv cannot be read",
