@@ -72,6 +72,20 @@ class Model:
             batch = {**batch, **self.module.attention_inputs(batch["input"])}
         return self.attention.deal(batch)
 
+    def deal_for_evaluation(
+        self, batch: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """As ``deal``, for ``Step.evaluate``, which divides the rows into microbatches.
+
+        How tokens are dealt out may depend on the documents of their microbatch.
+        """
+        parts = self.pipeline.evaluation.num_microbatches if self.pipeline else 1
+        if parts == 1:
+            return self.deal(batch)
+        divided = zip(*(each.chunk(parts) for each in batch.values()), strict=True)
+        dealt = [self.deal(dict(zip(batch, rows, strict=True))) for rows in divided]
+        return {name: torch.cat([each[name] for each in dealt]) for name in dealt[0]}
+
 
 def build_model(
     spec: TrainSpec, job_config: JobConfig, world: World, *, accumulation: int

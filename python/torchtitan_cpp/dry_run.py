@@ -50,6 +50,8 @@ def report(
     traffic: Mapping[tuple[str, str], _C.plan.Traffic | Any],
 ) -> str:
     """Memory that the rank needs and bytes that it moves in a step, by axis."""
+    from torchtitan_cpp.plan.report import unknown_traffic_lines
+
     training, dims = trainer.job_config.training, trainer.world.parallel_dims
     tokens = training.local_batch_size * training.seq_len * trainer.accumulation
     lines = [
@@ -88,4 +90,5 @@ def report(
             f"    {axis:<14} {verb:<16} {total.calls:>6} calls "
             f"{total.bytes / _MIB:>12,.1f} MiB"
         )
+    lines += unknown_traffic_lines(plan)
     return "\n".join(lines)

@@ -6,6 +6,7 @@ Found before any process group exists.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 
@@ -13,11 +14,12 @@ from torchtitan_cpp.activation_checkpoint import has_budget_of_compiler
 from torchtitan_cpp.compilation import compile_misfits
 from torchtitan_cpp.config import JobConfig, Loaded
 from torchtitan_cpp.data import DATASETS
+from torchtitan_cpp.logging import logger
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.on_meta import on_meta
-from torchtitan_cpp.nn.stages import shared_between
+from torchtitan_cpp.nn.stages import held_by_all, shared_between, without_parameters
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
 from torchtitan_cpp.tensor_parallel.misfits import tensor_misfits
@@ -65,7 +67,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
     if not asks_model:
         return {}
     with on_meta():
-        model = spec.model_cls(copy.deepcopy(model_args))
+        model = spec.model_cls(_args_of_run(model_args, config))
     if not isinstance(model, CppModule):
         misfits = _misfits_of_python(config)
         misfits |= tensor_misfits(model, spec.parallelize_fn, config)
@@ -77,6 +79,17 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
     if config.parallelism.pipeline_parallel_degree > 1:
         misfits |= _pipeline_misfits(config, model)
     return misfits
+
+
+def _args_of_run(model_args: Any, config: JobConfig) -> Any:
+    """As the model is built from; what there is to say of them is said then."""
+    args = copy.deepcopy(model_args)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        args.update_from_config(config)
+    finally:
+        logger.disabled = was_disabled
+    return args
 
 
 def _misfits_of_python(config: JobConfig) -> dict[str, str]:
@@ -101,6 +114,25 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
         return {misfit.field: misfit.message}
     if isinstance(model, CppModule):
         return {}
+    ranks: list[set[str]] = [set() for _ in range(pipeline.schedule.num_ranks)]
+    for rank, names in zip(pipeline.rank_of_stage, pipeline.modules, strict=True):
+        ranks[rank] |= set(names)
+    if (idle := without_parameters(model, ranks)) is not None:
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"pipeline rank {idle} would have no parameter to train, only "
+                f"{', '.join(sorted(ranks[idle]))}; give it another module by "
+                "module_fqns_per_model_part"
+            )
+        }
+    if held := held_by_all(model, pipeline.modules):
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"no module of a stage holds the parameter {held}, so that every stage "
+                "would train its own; put it into a child of the model that has a "
+                "forward, or into a layer"
+            )
+        }
     if shared := shared_between(model, pipeline.modules):
         return {
             "parallelism.pipeline_parallel_degree": (

@@ -72,7 +72,6 @@ EQUAL_STAGE = _C.plan.StageCost(
 )
 """Forward and each half of backward take equally long."""
 
-
 NOT_OVERLAPPED = (
     "its pairs of forward and backward run one after the other: a stage in Python is "
     "one call"
@@ -159,15 +158,17 @@ def _schedule(
         facts = _C.plan.find_schedule(p.pipeline_parallel_schedule)
     except ValueError as error:
         raise Misfit(_P + "pipeline_parallel_schedule", str(error)) from None
+    stages_per_rank = _stages_per_rank(p, facts, num_layers)
+    stages = p.pipeline_parallel_degree * stages_per_rank
+    if p.module_fqns_per_model_part is None:  # before a schedule of any size is made
+        _layers_each(stages, num_layers, *_weights(p))
     try:
         made = _C.plan.make_schedule(
             facts.name,
             num_ranks=p.pipeline_parallel_degree,
-            stages_per_rank=_stages_per_rank(p, facts, num_layers),
+            stages_per_rank=stages_per_rank,
             num_microbatches=num_microbatches,
         )
-    except Misfit:
-        raise
     except ValueError as error:
         raise Misfit(_P + "pipeline_parallel_schedule", str(error)) from None
     return made, facts.bounded_memory
@@ -308,6 +309,21 @@ def _modules(
     return parts
 
 
+def _layers_each(
+    num_stages: int, num_layers: int, input_weight: int, output_weight: int
+) -> tuple[int, int]:
+    """Of the smallest stage, and how many stages have one more."""
+    effective = num_layers + input_weight + output_weight
+    if num_stages > effective:
+        raise Misfit(
+            _P + "pipeline_parallel_degree",
+            f"expected at most {effective} stages for {num_layers} layers with "
+            f"embedding and output counted as {input_weight} and {output_weight}, "
+            f"found {num_stages}",
+        )
+    return divmod(effective, num_stages)
+
+
 def split_modules(
     num_stages: int,
     names: ModuleNames,
@@ -320,25 +336,19 @@ def split_modules(
         input_weight: layers that the embedding counts for.
         output_weight: layers that norm and output count for.
     Raises:
-        Misfit: for more stages than there are layers, or a weight that leaves a stage
-            with less than nothing.
+        Misfit: for a stage that would have nothing, or by a weight less than that.
     """
     if num_stages == 1:
         return (names.all,)
-    effective = len(names.layers) + input_weight + output_weight
-    least, more = divmod(effective, num_stages)
-    if least == 0:
-        raise Misfit(
-            _P + "pipeline_parallel_degree",
-            f"expected at most {effective} stages for {len(names.layers)} layers with "
-            f"embedding and output counted as {input_weight} and {output_weight}, "
-            f"found {num_stages}",
-        )
+    num_layers = len(names.layers)
+    least, more = _layers_each(num_stages, num_layers, input_weight, output_weight)
     for name, weight in (("first", input_weight), ("last", output_weight)):
-        if weight > least:
+        if weight > least:  # which falls with it
+            rest = num_layers + input_weight + output_weight - weight
+            fits = rest // (num_stages - 1)
             raise Misfit(
                 _P + f"pipeline_parallel_{name}_stage_less_layers",
-                f"expected at most {least}, the layers of the smallest of "
+                f"expected at most {fits}, the layers of the smallest of "
                 f"{num_stages} stages, found {weight}",
             )
     stages = []
@@ -354,6 +364,13 @@ def split_modules(
                 *layers,
                 *(names.outputs if last else ()),
             )
+        )
+    if () in stages:
+        raise Misfit(
+            _P + "pipeline_parallel_degree",
+            f"stage {stages.index(())} of {num_stages} would have none of the modules "
+            f"{', '.join(names.all)}; say by "
+            "module_fqns_per_model_part which ones each stage has",
         )
     return tuple(stages)
 

@@ -305,8 +305,10 @@ class Trainer:
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """One microbatch as the segments read it: named tensors on the device."""
-        named = self.model.deal({**inputs, "labels": labels})
-        return {name: each.to(self.world.device) for name, each in named.items()}
+        return self._on_device(self.model.deal({**inputs, "labels": labels}))
+
+    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: each.to(self.world.device) for name, each in batch.items()}
 
     def train_step(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
         """One optimizer step, logged where it is due."""
@@ -364,7 +366,8 @@ class Trainer:
         self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
     ) -> tuple[float, float]:
         """Loss sum and valid tokens of one batch; all ranks call it together."""
-        evaluation = self.executor.evaluate(self.to_device(inputs, labels))
+        named = self.model.deal_for_evaluation({**inputs, "labels": labels})
+        evaluation = self.executor.evaluate(self._on_device(named))
         return float(evaluation.loss_sum), float(evaluation.num_tokens)
 
     def _closing(self, started: float, first_step: int) -> str:

@@ -46,12 +46,36 @@ def shared_between(module: nn.Module, stages: Sequence[Collection[str]]) -> str 
     """The name of a parameter that modules of different stages have in common."""
     users: dict[int, int] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        parts = name.split(".")
-        owner = ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
         for index, stage in enumerate(stages):
-            if owner in stage and users.setdefault(id(parameter), index) != index:
+            is_user = _owner(name) in stage
+            if is_user and users.setdefault(id(parameter), index) != index:
                 return name
     return None
+
+
+def held_by_all(module: nn.Module, stages: Sequence[Collection[str]]) -> str | None:
+    """The name of a parameter of no child of ``module``: no stage has it alone."""
+    for name, _ in module.named_parameters(remove_duplicate=False):
+        if not any(_owner(name) in stage for stage in stages):
+            return name
+    return None
+
+
+def without_parameters(
+    module: nn.Module, parts: Sequence[Collection[str]]
+) -> int | None:
+    """Which part has no parameter, if there is one."""
+    owners = {_owner(name) for name, _ in module.named_parameters()}
+    for index, names in enumerate(parts):
+        if not owners & set(names):
+            return index
+    return None
+
+
+def _owner(parameter: str) -> str:
+    """The child, or layer, that a parameter's name begins with."""
+    parts = parameter.split(".")
+    return ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
 
 
 def _drop_layers(layers: nn.Module, names: Collection[str]) -> None:

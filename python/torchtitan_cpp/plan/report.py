@@ -110,9 +110,19 @@ def _traffic_lines(plan: Plan) -> Iterator[str]:
     for (axis, verb), traffic in sorted(plan.traffic.items()):
         mib = traffic.bytes / _MIB
         yield f"  {axis:<14} {verb:<16} {traffic.calls:>7,} calls {mib:>14,.1f} MiB"
-    if plan.mesh["tp"] > 1 and not plan.knows_segments:
+    yield from unknown_traffic_lines(plan)
+    if plan.mesh["tp"] > 1 and plan.mesh["pp"] == 1 and not plan.knows_segments:
         yield "  without those of tp inside the Python model: a dry run counts them"
         yield "  (python -m torchtitan_cpp.train --comm.mode fake_backend)"
+
+
+def unknown_traffic_lines(plan: Plan) -> Iterator[str]:
+    """What the traffic of a Python model in stages lacks, also in a dry run."""
+    if plan.knows_segments or plan.mesh["pp"] == 1:
+        return
+    inside = " and exchange over tp" if plan.mesh["tp"] > 1 else ""
+    yield f"  without the bytes that stages of the Python model send{inside}, which"
+    yield "  the metrics of a run tell"
 
 
 def _budget_lines(plan: Plan) -> Iterator[str]:

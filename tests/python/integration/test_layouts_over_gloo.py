@@ -6,6 +6,7 @@ Whether every layout does, on rows made for it, is for test_equality_matrix.py.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,16 @@ def test_loss_gradients_and_weights_equal_those_of_one_rank(
     assert trained.traffic()[1:] == [trained.announced_traffic()] * 4
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [{"context": 2}, {"context": 2, "pipeline": 2}],
+    ids=["cp_2", "pp_2_cp_2"],
+)
 def test_validation_over_ranks_that_share_sequences_is_that_of_one(
+    layout: dict[str, Any],
     tmp_path: Path,
 ) -> None:
+    """Of a pipeline each row is a microbatch, whose documents deal its tokens out."""
     flags = (
         *FLOAT64,
         DOCUMENTS,
@@ -143,8 +151,10 @@ def test_validation_over_ranks_that_share_sequences_is_that_of_one(
 
     expected = validated(tmp_path / "one", 1)
     assert len(expected) == 3
-    context = "--parallelism.context-parallel-degree=2"
-    assert validated(tmp_path / "two", 2, context) == pytest.approx(expected, rel=1e-9)
+    by_work = "--parallelism.context-parallel-load-balancer=ptrr"
+    ranks = math.prod(layout.values())
+    found = validated(tmp_path / "shared", ranks, *degrees(layout), by_work)
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_torchrun_starts_the_same_job(reference: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torchtitan_cpp import get_train_spec, register_train_spec, train_spec
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.config.load import from_python
 from torchtitan_cpp.config.model import ActivationCheckpoint, Compile, Model
+from torchtitan_cpp.logging import logger
 from torchtitan_cpp.misfits import model_misfits
 from torchtitan_cpp.tensor_parallel import (
     ColwiseParallel,
@@ -24,13 +25,14 @@ from torchtitan_cpp.tensor_parallel import (
 @dataclass
 class Args:
     tied: bool = False
+    own: bool = False
 
     def update_from_config(self, job_config: Any) -> None:
         pass
 
 
 class Tied(nn.Module):
-    """Ends with the weight that it begins with, if asked."""
+    """Ends with the weight that it begins with, or holds one itself, if asked."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -39,6 +41,8 @@ class Tied(nn.Module):
         self.output = nn.Linear(4, 16, bias=False)
         if args.tied:
             self.output.weight = self.tok_embeddings.weight
+        if args.own:
+            self.positions = nn.Parameter(torch.zeros(8, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(
         get_train_spec("llama3"),
         model_cls=Tied,
-        model_args={"tied": Args(tied=True), "plain": Args()},
+        model_args={"tied": Args(tied=True), "plain": Args(), "own": Args(own=True)},
         state_dict_adapter=None,
     )
     register_train_spec("mine", spec)
@@ -78,6 +82,40 @@ def test_a_parameter_of_two_stages() -> None:
     found = misfits("tied", parallelism=with_stages())
     assert list(found) == ["parallelism.pipeline_parallel_degree"]
     assert "share the parameter output.weight" in found.popitem()[1]
+
+
+def test_a_parameter_of_no_stage() -> None:
+    assert misfits("own") == {}
+    found = misfits("own", parallelism=with_stages())
+    assert list(found) == ["parallelism.pipeline_parallel_degree"]
+    assert "no module of a stage holds the parameter positions" in found.popitem()[1]
+
+
+class Activated(nn.Module):
+    """Ends with a module that has no parameter; no ``layers``."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.first = nn.Embedding(16, 4)
+        self.last = nn.Linear(4, 16)
+        self.act = nn.Tanh()
+
+
+def test_a_stage_without_modules_or_parameters() -> None:
+    spec = replace(get_train_spec("mine"), model_cls=Activated)
+    register_train_spec("activated", spec)
+    found = misfits(name="activated", parallelism=with_stages())
+    assert "stage 1 of 2 would have none of the modules first, last, act" in str(found)
+    assert "module_fqns_per_model_part" in str(found)
+
+    def parts(*given: list[str]) -> dict[str, str]:
+        stages = replace(with_stages(), module_fqns_per_model_part=list(given))
+        return misfits(name="activated", parallelism=stages)
+
+    assert "pipeline rank 1 would have no parameter" in str(
+        parts(["first", "last"], ["act"])
+    )
+    assert parts(["first"], ["last", "act"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +156,32 @@ def test_a_model_in_cpp_has_a_plan_of_its_own() -> None:
 def test_a_backend_that_is_not_there() -> None:
     found = misfits(compile=Compile(enable=True, backend="nvcc"))
     assert list(found) == ["compile.backend"]
+
+
+def test_the_model_is_that_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Its arguments may depend on the configuration."""
+    lengths = []
+
+    @dataclass
+    class OfRun(Args):
+        length: int = 0
+
+        def update_from_config(self, job_config: Any) -> None:
+            self.length = job_config.training.seq_len
+            logger.warning("said when it is built")
+
+    class Seen(Tied):
+        def __init__(self, args: OfRun) -> None:
+            super().__init__(args)
+            lengths.append(args.length)
+
+    spec = replace(
+        get_train_spec("mine"), model_cls=Seen, model_args={"plain": OfRun()}
+    )
+    register_train_spec("of_run", spec)
+    assert misfits(name="of_run", parallelism=with_stages()) == {}
+    assert caplog.records == []
+    assert lengths == [JobConfig().training.seq_len]
 
 
 def test_building_for_the_check_allocates_nothing() -> None:

@@ -133,9 +133,19 @@ P = "parallelism."
             "expected at most 8 stages for 6 layers",
         ),
         (
+            ["pipeline_parallel_degree=1000000000000"],
+            "pipeline_parallel_degree",
+            "embedding and output counted as 1 and 1, found 1000000000000",
+        ),
+        (
             ["pipeline_parallel_first_stage_less_layers=8"],
             "pipeline_parallel_first_stage_less_layers",
             "expected at most 7, the layers of the smallest of 2 stages, found 8",
+        ),
+        (
+            ["pipeline_parallel_first_stage_less_layers=99"],
+            "pipeline_parallel_first_stage_less_layers",
+            "expected at most 7, the layers of the smallest of 2 stages, found 99",
         ),
         (
             ["pipeline_parallel_schedule_csv=nowhere.csv"],

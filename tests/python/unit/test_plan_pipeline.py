@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from styled_models import Args, Styled
 
-from torchtitan_cpp import plan
+from torchtitan_cpp import get_train_spec, plan, train_spec
 from torchtitan_cpp.config import JobConfig, check_run, read_config
 from torchtitan_cpp.train import main as train
 from torchtitan_cpp.world import build_fake_world
@@ -139,3 +141,35 @@ def test_a_dry_run_reports_the_messages(
     lines = [line.split() for line in report.splitlines()]
     kinds = {(line[0], line[1]) for line in lines if len(line) > 2}
     assert {("pp", "send"), ("pp", "recv"), ("fsdp", "all_gather")} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("tensor", "unknown"), [(1, "send, which"), (2, "send and exchange over tp, which")]
+)
+def test_a_plan_says_which_bytes_of_stages_it_does_not_know(
+    tensor: int, unknown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = f"--parallelism.tensor_parallel_degree={tensor}"
+    monkeypatch.setenv("NGPU", str(2 * tensor))
+    cpp = plan.make_plan(config_of(flag, world_size=2 * tensor))
+    assert "without the bytes" not in plan.describe(cpp)
+    said = plan.describe(replace(cpp, knows_segments=False))
+    assert f"without the bytes that stages of the Python model {unknown}" in said
+    assert "a dry run counts them" not in said
+
+
+def test_a_dry_run_says_what_it_does_not_know_of_a_python_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = replace(
+        get_train_spec("llama3"),
+        model_cls=Styled,
+        model_args={"plain": Args(vocab_size=2048)},
+        state_dict_adapter=None,
+    )
+    monkeypatch.setattr(train_spec, "_registered", {"styled": spec})
+    monkeypatch.setenv("NGPU", "2")
+    model = ("--model.name=styled", "--model.flavor=plain")
+    assert train([*FLAGS, *model, f"--job.dump_folder={tmp_path}"]) == 0
+    printed = capfd.readouterr()
+    assert "without the bytes that stages" in printed.out + printed.err
