@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
-from torchtitan_cpp.config.inputs import missing_inputs
 from torchtitan_cpp.config.job_config import JobConfig
 from torchtitan_cpp.config.load import Loaded, from_python
+from torchtitan_cpp.config.paths import unusable_paths
 from torchtitan_cpp.config.problems import (
     DEFAULT,
     ConfigError,
@@ -78,7 +78,7 @@ def run_problems(
         *unsupported(loaded),
     ]
     if loaded.config.comm.mode != "fake_backend":
-        problems += missing_inputs(loaded)
+        problems += unusable_paths(loaded)
     return problems
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchtitan_cpp.config.check import contradictions, unsupported
 from torchtitan_cpp.config.help import printed
-from torchtitan_cpp.config.inputs import missing_inputs
 from torchtitan_cpp.config.load import Loaded
+from torchtitan_cpp.config.paths import unusable_paths
 from torchtitan_cpp.config.schema import schema_of
 
 
@@ -23,7 +23,7 @@ def explain(loaded: Loaded) -> str:
         lines.append(f"{value:<44}  # {loaded.origin(name)}")
     for title, found in (
         ("Notes", loaded.notes),
-        ("Missing files", missing_inputs(loaded)),
+        ("Missing files and unusable folders", unusable_paths(loaded)),
         ("Not supported yet", unsupported(loaded)),
         ("Problems", [*loaded.problems, *contradictions(loaded)]),
     ):

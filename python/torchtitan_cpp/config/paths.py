@@ -1,4 +1,4 @@
-"""Files that a run reads and that torchtitan's test configurations name but we lack."""
+"""Files and folders of a configuration that the run could not use."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _OURS = (
 _DOWNLOAD = "scripts/download_hf_assets.py fetches tokenizers and weights"
 
 
-def missing_inputs(loaded: Loaded) -> list[Problem]:
-    """A problem for each input that is not there."""
+def unusable_paths(loaded: Loaded) -> list[Problem]:
+    """A problem for each input that is not there, and for a place not to write to."""
     # A file that cannot be read or parsed: what it would have said is not known.
     if any(problem.field in ("job.config_file", "") for problem in loaded.problems):
         return []
@@ -54,7 +54,21 @@ def missing_inputs(loaded: Loaded) -> list[Problem]:
     if training.dataset == "c4_test" and not Path(path).exists():
         field = "training.dataset_path" if training.dataset_path else "training.dataset"
         refuse(field, f"no such folder: {path!r} (of dataset 'c4_test')", _OURS)
+    if reason := _reason_not_to_write(loaded.config.job.dump_folder):
+        refuse("job.dump_folder", reason, "")
     return missing
+
+
+def _reason_not_to_write(folder: str) -> str:
+    """Why the run could not make files there; empty if it can."""
+    path = os.path.abspath(folder)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        return f"{path} is not a folder"
+    if not os.access(path, os.W_OK | os.X_OK):
+        return f"expected a folder that can be written, found {path}"
+    return ""
 
 
 def _any_file(pattern: str) -> bool:
