@@ -109,8 +109,9 @@ def test_a_run_killed_twice_reads_each_sample_once_in_any_layouts(
         if attempt < 2:
             step = source.randint(first, min(first + 3, STEPS - 1))
             phase = source.choice(["step", "save", "saved"])
-            kill = f"{phase} {step if phase == 'step' else step + step % 2}"
-            first = step + 1
+            if phase != "step":
+                step += step % 2  # every second one is saved
+            kill, first = f"{phase} {step}", step + 1
         with Job(
             trial,
             *(*FLAGS, *layout.flags(rows), f"--checkpoint.format={kind}"),
