@@ -66,11 +66,12 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
     )
     if not asks_model:
         return {}
+    args = _args_of_run(model_args, config)
     with on_meta():
-        model = spec.model_cls(_args_of_run(model_args, config))
+        model = spec.model_cls(args)
     if not isinstance(model, CppModule):
         misfits = _misfits_of_python(config)
-        misfits |= tensor_misfits(model, spec.parallelize_fn, config)
+        misfits |= tensor_misfits(model, spec.parallelize_fn, config, args)
     elif spec.parallelize_fn is not None:
         misfits["model.name"] = (
             f"{config.model.name} has TrainSpec.parallelize_fn, which is for models "

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from torchtitan_cpp.logging import logger
+
+INTEGRATION = Path(__file__).parent / "integration"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,10 +19,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Deselect what is marked nightly, whatever ``-m`` says."""
+    """Integration tests are slow unless they are marked quick.
+
+    What is marked nightly is deselected, whatever ``-m`` says.
+    """
+    for item in items:
+        if INTEGRATION in item.path.parents and not item.get_closest_marker("quick"):
+            item.add_marker(pytest.mark.slow)
     if config.getoption("nightly"):
         return
     left_out = [item for item in items if item.get_closest_marker("nightly")]

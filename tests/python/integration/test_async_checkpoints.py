@@ -28,7 +28,9 @@ def scalars(path: Path) -> Any:
     return manifest["scalars"], manifest["gathered"]
 
 
-@pytest.mark.parametrize("world", [{"ranks": 2}, {"threads": 2}])
+@pytest.mark.parametrize(
+    "world", [{"ranks": 2}, pytest.param({"threads": 2}, marks=pytest.mark.quick)]
+)
 def test_a_run_with_async_saves_equals_one_without(
     world: dict[str, int], tmp_path: Path
 ) -> None:

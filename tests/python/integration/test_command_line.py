@@ -14,6 +14,7 @@ from training_runs import merged, run
 PACKAGE = Path(__file__).parents[3] / "python" / "torchtitan_cpp"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -102,16 +103,8 @@ def test_mistakes_end_all_ranks_with_one_message_before_any_group(
     [
         (["--checkpoint.enable", "--checkpoint.load-step=5"], "step-5 does not exist"),
         (["--training.dataset-path=broken.jsonl"], "more than 100 bad records"),
-        pytest.param(
-            ["--training.dataset-path=notes.doc"],
-            "no file that can be read",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--training.dataset-path=empty.jsonl"],
-            "has no usable document",
-            marks=pytest.mark.slow,
-        ),
+        (["--training.dataset-path=notes.doc"], "no file that can be read"),
+        (["--training.dataset-path=empty.jsonl"], "has no usable document"),
     ],
 )
 def test_what_is_found_wrong_later_is_one_line_without_a_traceback(
@@ -149,6 +142,7 @@ def command(
     )
 
 
+@pytest.mark.quick
 def test_help_shows_fields_with_their_docs(tmp_path: Path) -> None:
     done = command(tmp_path, "torchtitan_cpp.train", "--help")
     assert done.returncode == 0, done.stderr
@@ -157,7 +151,6 @@ def test_help_shows_fields_with_their_docs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_every_value_is_printed_with_its_origin(tmp_path: Path) -> None:
     done = command(tmp_path, "torchtitan_cpp.config", "--training.steps=3")
     assert done.returncode == 0, done.stderr
@@ -169,7 +162,7 @@ def test_every_value_is_printed_with_its_origin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flavor", "ranks", "parameters"),
     [
-        pytest.param("debugmodel", "4", "6,", marks=pytest.mark.slow),
+        ("debugmodel", "4", "6,"),
         ("405B", "512", "405,"),
     ],
 )

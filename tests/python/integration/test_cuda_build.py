@@ -6,8 +6,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[3]
 
 PROJECT = f"""
@@ -24,7 +22,6 @@ void launch_scale(float* x, float by, int n) { scale<<<1, n>>>(x, by); }
 """
 
 
-@pytest.mark.slow
 def test_nvcc_compiles_a_kernel_or_its_absence_is_one_clear_error(
     tmp_path: Path,
 ) -> None:

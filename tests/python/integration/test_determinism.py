@@ -10,7 +10,7 @@ from training_runs import assert_same_tensors, run
 FLAGS = ("--debug.deterministic", "--training.global-batch-size=12")
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_two_runs_are_equal_bit_by_bit(ranks: int, tmp_path: Path) -> None:
     flags = (*FLAGS, "--training.local-batch-size=3")
     one, two = (
@@ -23,6 +23,7 @@ def test_two_runs_are_equal_bit_by_bit(ranks: int, tmp_path: Path) -> None:
             assert_same_tensors(one.dumped(step)[kind], two.dumped(step)[kind])
 
 
+@pytest.mark.quick
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     losses = {
         run(tmp_path / str(seed), f"--debug.seed={seed}").metrics()[0]["loss"]
@@ -31,6 +32,7 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     assert len(losses) == 2
 
 
+@pytest.mark.quick
 def test_initial_weights_of_a_seed_are_equal_in_every_layout(tmp_path: Path) -> None:
     """A learning rate of almost nothing and no decay: the weights stay as they were."""
     layouts = {
@@ -57,6 +59,7 @@ def test_initial_weights_of_a_seed_are_equal_in_every_layout(tmp_path: Path) -> 
         assert_same_tensors(other["weights"], weights[0]["weights"])
 
 
+@pytest.mark.quick
 def test_without_a_seed_all_ranks_take_the_same_one(tmp_path: Path) -> None:
     """Replicas compare their weights bit by bit when they are put together."""
     flags = (

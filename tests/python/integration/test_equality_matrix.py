@@ -33,7 +33,7 @@ CHECKPOINTS = {
 METHODS = {"": "allgather", "allgather": "allgather", "ring": "alltoall"}
 BALANCES = {"": "headtail", "in order": "None"}
 CELLS = [cell for cell in cells() if cell.is_python or cell.is_quick]
-QUICK = CELLS[::8]
+QUICK = CELLS[::16]
 IN_BFLOAT16 = CELLS[4::8]
 
 
@@ -147,7 +147,7 @@ def number_of(row: str) -> int:
     "cell",
     [
         pytest.param(
-            cell, id=cell.flavor, marks=() if cell in QUICK else pytest.mark.slow
+            cell, id=cell.flavor, marks=pytest.mark.quick if cell in QUICK else ()
         )
         for cell in CELLS
     ],
@@ -175,7 +175,6 @@ def test_a_cell_trains_as_one_rank(
     assert all(each.dtype == torch.float64 for each in one["gradients"].values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", IN_BFLOAT16, ids=lambda cell: cell.flavor)
 def test_a_cell_in_bfloat16_trains_nearly_as_one_rank(
     cell: Cell, tmp_path: Path
@@ -193,6 +192,7 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
     return sum(float(each.double().square().sum()) for each in tensors.values()) ** 0.5
 
 
+@pytest.mark.quick
 def test_at_least_twenty_cells_are_processes() -> None:
     processes = [cell for cell in CELLS if are_processes(cell)]
     assert len(processes) >= 20

@@ -29,7 +29,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoint").glob("*"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.quick), 2])
 def test_sigterm_saves_once_and_the_next_run_goes_on_bit_by_bit(
     ranks: int, tmp_path: Path
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_later_sigterm_ends_at_once_and_leaves_no_torn_checkpoint(
     assert checkpoints(tmp_path) == []
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_rank_is_named_by_all_others_and_nothing_is_saved(
     victim: int, tmp_path: Path
 ) -> None:
@@ -133,7 +133,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("log_freq", [1, 10])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["one_rank", pytest.param("fsdp_2", marks=pytest.mark.quick), "ddp_2"]
+)
 def test_a_nan_changes_no_weight_and_stops_all_ranks_at_its_step(
     layout: str, log_freq: int, tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def flags_of(rows: list[Row]) -> set[str]:
     }
 
 
+@pytest.mark.quick
 def test_the_rows_of_every_suite_have_all_flags() -> None:
     names = [each.name for each in ROWS]
     assert len(set(names)) == len(names) and CHECKS.keys() <= set(names)
@@ -238,6 +239,7 @@ def test_the_rows_of_every_suite_have_all_flags() -> None:
     assert flags_of(ordinary) == flags_of(list(ROWS))
 
 
+@pytest.mark.quick
 def test_other_runs_than_the_nightly_one_have_fewer_rows(
     request: pytest.FixtureRequest,
 ) -> None:
@@ -252,9 +254,7 @@ def test_other_runs_than_the_nightly_one_have_fewer_rows(
     "row",
     [
         pytest.param(
-            each,
-            id=each.name,
-            marks=pytest.mark.slow if each.ordinary else pytest.mark.nightly,
+            each, id=each.name, marks=() if each.ordinary else pytest.mark.nightly
         )
         for each in ROWS
     ],

@@ -14,6 +14,7 @@ from torchtitan_cpp.flight_recorder.__main__ import main
 EXIT_RANK_LOST = 75
 
 
+@pytest.mark.quick
 def test_the_records_of_a_hang_name_the_rank_and_the_collective(
     tmp_path: Path, capsys
 ) -> None:
@@ -66,7 +67,6 @@ def test_who_stands_still_in_a_save_is_named(tmp_path: Path) -> None:
         assert all(process.is_alive() for process in job.processes)
 
 
-@pytest.mark.slow
 def test_who_stands_still_in_a_save_for_too_long_ends_the_run(tmp_path: Path) -> None:
     patience = "--comm.init-timeout-seconds=15"
     with Job(tmp_path, *IDLE, patience, ranks=2, trainer="idle") as job:

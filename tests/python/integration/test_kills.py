@@ -37,7 +37,6 @@ def check_kills(folder: Path, *, ranks: int, kills: int, seed: int) -> None:
         )
 
 
-@pytest.mark.slow
 def test_four_kills_under_torchrun_change_nothing(tmp_path: Path) -> None:
     check_kills(tmp_path, ranks=2, kills=4, seed=27)
 

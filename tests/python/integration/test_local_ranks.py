@@ -143,6 +143,7 @@ def test_threads_and_processes_train_alike_and_go_on_from_each_other(
         assert other.metrics() == processes.metrics()[2:]
 
 
+@pytest.mark.quick
 def test_the_ranks_that_are_asked_for_write_lines(tmp_path: Path) -> None:
     quiet = run(tmp_path / "quiet", "--training.steps=1", threads=2)
     assert quiet.output.count("step:  1") == 1
@@ -165,6 +166,7 @@ def test_sigterm_saves_once_and_processes_go_on(tmp_path: Path) -> None:
     assert [line["step"] for line in resumed.metrics()][-2:] == [step + 1, step + 2]
 
 
+@pytest.mark.quick
 def test_a_rank_that_fails_is_named_once_and_ends_all(tmp_path: Path) -> None:
     ended = run(tmp_path, *SAVING, threads=3, trainer="failing", fails=True)
     assert ended.exit_codes == [1]
@@ -176,6 +178,7 @@ def test_a_rank_that_fails_is_named_once_and_ends_all(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "checkpoint").glob("*")] == ["step-2"]
 
 
+@pytest.mark.quick
 def test_numbers_that_are_not_finite_stop_all_ranks(tmp_path: Path) -> None:
     ended = run(tmp_path, *SAVING, threads=2, trainer="poisoning", fails=True)
     assert ended.exit_codes == [1]
@@ -195,6 +198,7 @@ def test_a_rank_that_does_not_come_is_named_and_the_process_ends(
     assert "left behind: ranks [1]" in ended.output
 
 
+@pytest.mark.quick
 def test_processes_of_a_launcher_are_refused(tmp_path: Path) -> None:
     ended = run(tmp_path, "--comm.mode=local_tensor", ranks=2, fails=True)
     assert ended.exit_codes == [EXIT_BAD_INPUT] * 2

@@ -66,6 +66,7 @@ def ranks(
                 member.process.join()
 
 
+@pytest.mark.quick
 def test_every_verb_equals_plain_torch_on_every_axis_of_a_mesh(tmp_path):
     with ranks(tmp_path, "verbs", started=4, size=4) as members:
         for member in members:
@@ -74,6 +75,7 @@ def test_every_verb_equals_plain_torch_on_every_axis_of_a_mesh(tmp_path):
             assert "all verbs agree" in output
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scenario", ["killed", "killed in pairs"])
 def test_a_killed_rank_is_named_by_all_others(scenario, tmp_path):
     with ranks(tmp_path, scenario, started=3, size=3) as members:
@@ -93,11 +95,7 @@ def test_a_killed_rank_is_named_by_all_others(scenario, tmp_path):
             "stalled in pairs",
             r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for",
         ),
-        pytest.param(
-            "stalled",
-            r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for",
-            marks=pytest.mark.slow,
-        ),
+        ("stalled", r"rank 1 \(\S+, pid {pid}\) has stalled: in no collective for"),
     ],
 )
 def test_a_rank_that_stands_still_is_named_after_the_timeout(
@@ -110,7 +108,6 @@ def test_a_rank_that_stands_still_is_named_after_the_timeout(
         assert "last seen in step 12" in line
 
 
-@pytest.mark.slow
 def test_a_busy_rank_is_waited_for_in_patience_only(tmp_path):
     with ranks(tmp_path, "busy patiently", started=3, size=3) as members:
         for member in members:
@@ -120,7 +117,6 @@ def test_a_busy_rank_is_waited_for_in_patience_only(tmp_path):
         assert "rank 1 " in members[0].named_line()
 
 
-@pytest.mark.slow
 def test_a_rank_that_stands_still_is_named_in_patience_too(tmp_path):
     with ranks(tmp_path, "stopped patiently", started=3, size=3) as members:
         pid = members[2].process.pid
@@ -130,6 +126,7 @@ def test_a_rank_that_stands_still_is_named_in_patience_too(tmp_path):
             assert re.match(expected, line), line
 
 
+@pytest.mark.quick
 def test_a_rank_that_fails_tells_all_others_why(tmp_path):
     with ranks(tmp_path, "failed", started=2, size=2) as members:
         lines = {member.named_line() for member in members}

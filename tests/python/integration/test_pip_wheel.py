@@ -8,13 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.slow
 def test_an_isolated_build_requires_and_works_with_the_installed_torch(
     tmp_path: Path,
 ) -> None:

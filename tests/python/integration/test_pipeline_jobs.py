@@ -48,7 +48,13 @@ def assert_like(trained: Any, reference: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["1F1B", "InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV"]
+    "name",
+    [
+        pytest.param("1F1B", marks=pytest.mark.quick),
+        "InterleavedZeroBubble",
+        pytest.param("ZBVZeroBubble", marks=pytest.mark.quick),
+        "DualPipeV",
+    ],
 )
 def test_a_python_model_trains_in_stages(
     name: str, reference: Any, tmp_path: Path
@@ -61,7 +67,6 @@ def test_a_python_model_trains_in_stages(
     assert said == (name == "DualPipeV")
 
 
-@pytest.mark.slow
 def test_compiled_layers_of_stages_train_alike(reference: Any, tmp_path: Path) -> None:
     """With divided backwards; each rank compiles the layers of its two stages."""
     compiled = (
@@ -79,7 +84,6 @@ def test_compiled_layers_of_stages_train_alike(reference: Any, tmp_path: Path) -
         assert output.count("counted: compiled a graph with 1 product") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "name"),
     [
@@ -117,6 +121,7 @@ def test_a_checkpoint_of_stages_is_that_of_one_rank(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.quick
 def test_a_schedule_of_a_file_and_validation(tmp_path: Path) -> None:
     path = tmp_path / "schedule.csv"
     path.write_text("0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,\n")
@@ -151,6 +156,7 @@ def test_a_schedule_of_a_file_and_validation(tmp_path: Path) -> None:
     assert losses[0] and losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
+@pytest.mark.quick
 def test_what_does_not_fit_is_refused_before_ranks_meet(tmp_path: Path) -> None:
     failed = run(
         tmp_path,

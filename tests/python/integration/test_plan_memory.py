@@ -73,10 +73,10 @@ def measured_mib(folder: Path) -> float:
         (2, "selective 2"),
         (1, "selective op"),
         (2, "budget 0.5"),
-        pytest.param(1, "full", marks=pytest.mark.slow),
-        pytest.param(1, "selective 2", marks=pytest.mark.slow),
-        pytest.param(2, "none", marks=pytest.mark.slow),
-        pytest.param(2, "full", marks=pytest.mark.slow),
+        (1, "full"),
+        (1, "selective 2"),
+        (2, "none"),
+        (2, "full"),
     ],
 )
 def test_of_a_small_batch(
@@ -97,7 +97,11 @@ def test_of_a_small_batch(
 
 @pytest.mark.parametrize(
     ("exchanges", "mode"),
-    [("no-enable", "none"), ("enable", "none"), ("no-enable", "selective op")],
+    [
+        pytest.param("no-enable", "none", marks=pytest.mark.quick),
+        ("enable", "none"),
+        ("no-enable", "selective op"),
+    ],
 )
 def test_of_tensor_ranks(
     exchanges: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,8 +125,8 @@ def test_of_tensor_ranks(
     [
         ("allgather", "debugmodel", "none"),
         ("alltoall", "debugmodel_flex_attn", "none"),
-        pytest.param("alltoall", "debugmodel", "full", marks=pytest.mark.slow),
-        pytest.param("ulysses", "debugmodel", "none", marks=pytest.mark.slow),
+        ("alltoall", "debugmodel", "full"),
+        ("ulysses", "debugmodel", "none"),
     ],
 )
 def test_of_context_ranks(
@@ -142,7 +146,6 @@ def test_of_context_ranks(
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE_SMALL[2])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "flavor", "rows", "mode"),
     [
@@ -174,7 +177,9 @@ def test_of_a_large_batch(
     assert measured_mib(tmp_path) == pytest.approx(expected, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("schedule", ["ZBVZeroBubble", "DualPipeV"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param("ZBVZeroBubble", marks=pytest.mark.quick), "DualPipeV"]
+)
 def test_of_pipeline_ranks(
     schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

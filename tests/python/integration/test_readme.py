@@ -96,6 +96,7 @@ def folder_for(block: Block, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.quick
 def test_every_block_says_how_it_is_tested() -> None:
     known = {
         "python": re.compile(r"test: (run|save \w+\.py)$"),
@@ -105,6 +106,7 @@ def test_every_block_says_how_it_is_tested() -> None:
     assert not [b.place for b in BLOCKS if not known[b.language].match(b.marker)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("block", with_marker("test: run$", "python"))
 def test_python_block_runs(block: Block, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -117,7 +119,6 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("block", with_marker("test: run", "bash"))
 def test_bash_block_runs(block: Block, tmp_path: Path) -> None:
     code = block.code
@@ -141,6 +142,7 @@ def test_bash_block_runs(block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("block", with_marker("test: parse", "bash"))
 def test_commands_of_a_bash_block_exist(block: Block) -> None:
     subprocess.run(["bash", "-n", "-c", block.code], check=True)
@@ -160,6 +162,7 @@ def test_commands_of_a_bash_block_exist(block: Block) -> None:
                 load_config(arguments[place + 2 :])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_to_files(path: Path) -> None:
     links = [link for link in LINK.findall(path.read_text()) if ":" not in link]

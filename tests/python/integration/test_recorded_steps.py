@@ -16,6 +16,8 @@ from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.recorded_times import RecordedStep, read_times
 from torchtitan_cpp.world import build_fake_world
 
+pytestmark = pytest.mark.quick
+
 FLAGS = (
     "--parallelism.pipeline-parallel-degree=2",
     "--parallelism.data-parallel-shard-degree=1",

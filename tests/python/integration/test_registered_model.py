@@ -59,11 +59,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.quick
 def test_the_example_is_short() -> None:
     assert len(example().splitlines()) < 40
 
 
-@pytest.mark.slow
 def test_it_trains_alike_on_one_rank_and_on_two(folder: Path) -> None:
     shared = ("--training.steps=25", "--optimizer.lr=3e-3")
     train(folder, "one", *shared, "--training.global_batch_size=4")
@@ -75,7 +75,6 @@ def test_it_trains_alike_on_one_rank_and_on_two(folder: Path) -> None:
     assert two == pytest.approx(one, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
     saving = (
         "--checkpoint.enable",
@@ -89,9 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path) -> None:
     assert losses(folder / "cut") == losses(folder / "whole")
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_train_alike(folder: Path, backend: str) -> None:
     shared = ("--training.steps=3", "--activation_checkpoint.mode=full")
     train(folder, "plain", *shared)
@@ -113,6 +110,7 @@ def test_what_needs_a_compiler_says_so(folder: Path) -> None:
     assert "memory budget 0.5, by the compiler" in output
 
 
+@pytest.mark.quick
 def test_a_function_that_applies_parallelism_is_refused(folder: Path) -> None:
     source = example().replace("state_dict_adapter=None", "parallelize_fn=print")
     (folder / "my_model.py").write_text(source)

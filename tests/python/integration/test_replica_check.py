@@ -42,7 +42,9 @@ def flags_of(layout: str) -> tuple[int, list[str], str]:
     return ranks, [*flags, *CHECKED], who
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["ddp_3", pytest.param("ddp_2", marks=pytest.mark.quick), "hsdp_3x2"]
+)
 def test_a_flipped_bit_is_found_at_the_next_check(layout: str, tmp_path: Path) -> None:
     ranks, flags, who = flags_of(layout)
     in_moment = layout == "hsdp_3x2"  # where a piece of a moment has copies
@@ -65,6 +67,7 @@ def test_a_flipped_bit_is_found_at_the_next_check(layout: str, tmp_path: Path) -
     assert saved == ["step-1", "step-2", "step-3"]
 
 
+@pytest.mark.quick
 def test_all_processes_tell_of_a_flipped_bit(tmp_path: Path) -> None:
     ranks, flags, who = flags_of("ddp_3")
     ended = run(
@@ -75,6 +78,7 @@ def test_all_processes_tell_of_a_flipped_bit(tmp_path: Path) -> None:
         assert re.search(rf"step 4: the copies of {NAME} differ.*{who}", output), output
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "flags",
     [
@@ -91,6 +95,7 @@ def test_ranks_whose_copies_are_equal_train_on(
     assert [line["step"] for line in ended.metrics()] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.quick
 def test_a_bit_in_what_tensor_parallelism_copies_is_found(tmp_path: Path) -> None:
     ended = run(
         tmp_path,
@@ -105,6 +110,7 @@ def test_a_bit_in_what_tensor_parallelism_copies_is_found(tmp_path: Path) -> Non
     assert re.search(r"step 4: the copies of .*norm\.weight differ", ended.output)
 
 
+@pytest.mark.quick
 def test_a_flip_passes_unseen_where_the_check_is_off(tmp_path: Path) -> None:
     ranks, flags, _ = flags_of("ddp_2")
     off = "--debug.replica-check-interval=0"

@@ -73,7 +73,7 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "microbatches"),
     [
-        ("one_rank", 1),
+        pytest.param("one_rank", 1, marks=pytest.mark.quick),
         ("one_rank", 3),
         ("fsdp_2", 3),
         ("fsdp_2_tp_2", 1),
@@ -121,7 +121,6 @@ CHAIN = [
 """Layout and microbatches of jobs of which each goes on where the one before ended."""
 
 
-@pytest.mark.slow
 def test_any_layout_goes_on_where_another_ended(tmp_path: Path) -> None:
     """Each job saves what it has loaded, bit by bit, and trains one more step.
 
@@ -187,7 +186,7 @@ def test_excluded_parts_keep_their_initial_state(tmp_path: Path) -> None:
             assert torch.equal(loaded[name], tensor), name
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_buffers_of_a_python_model_are_saved_and_resumed_from(
     ranks: int, tmp_path: Path
 ) -> None:
@@ -217,7 +216,6 @@ OWN_LOADER = (
 )
 
 
-@pytest.mark.slow
 def test_a_loader_of_ones_own_goes_on_where_each_rank_was(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", *OWN_LOADER, ranks=2)
     parts = tmp_path / "parts"
@@ -231,6 +229,7 @@ def test_a_loader_of_ones_own_goes_on_where_each_rank_was(tmp_path: Path) -> Non
     assert resumed.metrics() == whole.metrics()
 
 
+@pytest.mark.quick
 def test_the_last_step_before_the_data_ends_is_saved(tmp_path: Path) -> None:
     flags = ("--checkpoint.interval=100", "--training.global-batch-size=4")
     ended = run(tmp_path, *OWN_LOADER, *flags)
@@ -367,6 +366,7 @@ def test_a_seed_checkpoint_starts_every_layout_alike(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor), name
 
 
+@pytest.mark.quick
 def test_only_the_latest_k_checkpoints_are_kept(tmp_path: Path) -> None:
     keep = "--checkpoint.keep-latest-k=2"
     run(tmp_path, *SAVING, *layout_flags("one_rank"), keep, "--training.steps=8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from training_runs import assert_same_tensors, read_checkpoint, run
 
 SAVING = (
@@ -52,6 +53,7 @@ def test_a_run_that_may_goes_on_and_changes_nothing_but_what_is_saved(
     )
 
 
+@pytest.mark.quick
 def test_the_last_save_may_never_fail(tmp_path: Path) -> None:
     flags = (*SAVING, "--training.steps=2", "--checkpoint.max-failed-saves=9")
     ended = run(tmp_path, *flags, ranks=2, trainer="full_disk", fails=True)

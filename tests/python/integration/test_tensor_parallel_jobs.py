@@ -37,7 +37,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run(tmp_path_factory.mktemp("one_rank"), *FLAGS, rows, trainer="dumping")
 
 
-@pytest.mark.parametrize("layout", [SHARDED, STAGES], ids=["fsdp", "pp"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(SHARDED, id="fsdp", marks=pytest.mark.quick),
+        pytest.param(STAGES, id="pp"),
+    ],
+)
 def test_training_is_that_of_one_rank(
     layout: tuple[str, ...], reference: Any, tmp_path: Path
 ) -> None:
@@ -77,7 +83,6 @@ def test_checkpoints_move_between_divided_models_and_one_rank(tmp_path: Path) ->
         kept = saved
 
 
-@pytest.mark.slow
 def test_compiled_layers_train_alike(tmp_path: Path) -> None:
     flags = (*FLAGS, *SHARDED[:1], "--training.local-batch-size=4")
     plain = run(tmp_path / "plain", *flags, ranks=2)

@@ -25,7 +25,7 @@ def assert_close(values: Any, references: Any, tolerance: float) -> None:
         assert (values[name] - expected).norm() <= tolerance * expected.norm(), name
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.quick)])
 def test_activation_checkpointing_changes_no_bit_of_a_gradient(
     ranks: int, tmp_path: Path
 ) -> None:
@@ -52,11 +52,13 @@ def test_activation_checkpointing_changes_no_bit_of_a_gradient(
             )
 
 
+@pytest.mark.quick
 def test_compilation_changes_nothing_of_a_cpp_model(tmp_path: Path) -> None:
     output = run(tmp_path, "--compile.enable", "--training.steps=1").output
     assert "compile.enable changes nothing: C++ models are fused as they are" in output
 
 
+@pytest.mark.quick
 def test_offload_to_host_memory_changes_nothing_on_a_cpu(tmp_path: Path) -> None:
     output = run(
         tmp_path, "--activation_checkpoint.offload", "--training.steps=1"
@@ -64,6 +66,7 @@ def test_offload_to_host_memory_changes_nothing_on_a_cpu(tmp_path: Path) -> None
     assert "activation_checkpoint.offload changes nothing on a CPU run" in output
 
 
+@pytest.mark.quick
 def test_the_curve_of_memory_budgets_is_written_where_it_is_asked_for(
     tmp_path: Path,
 ) -> None:
@@ -94,7 +97,7 @@ def test_the_curve_of_memory_budgets_is_written_where_it_is_asked_for(
     assert not (tmp_path / "without" / "memory_budget_pareto").exists()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.quick)])
 def test_early_steps_equal_steps_at_the_end_where_nothing_is_clipped(
     ranks: int, tmp_path: Path
 ) -> None:
@@ -132,7 +135,7 @@ def test_early_steps_check_each_group_and_stop_the_run(tmp_path: Path) -> None:
     assert "no weight was changed" in ended.outputs[0]
 
 
-@pytest.mark.parametrize("early", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("early", [False, True])
 def test_the_message_of_a_bad_gradient_says_which_weights_have_changed(
     early: bool, tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def test_the_message_of_a_bad_gradient_says_which_weights_have_changed(
         assert f"changed groups: {2 if early else 0}" in output
 
 
+@pytest.mark.quick
 def test_optimizer_implementations_agree(tmp_path: Path) -> None:
     runs = {
         name: run(
@@ -178,6 +182,7 @@ def test_moments_in_bfloat16_train_as_well(tmp_path: Path) -> None:
     assert narrow[-1]["loss"] == pytest.approx(wide[-1]["loss"], rel=0.02)
 
 
+@pytest.mark.quick
 def test_bfloat16_computes_near_float32(tmp_path: Path) -> None:
     bf16 = run(tmp_path / "a", "--training.mixed-precision-param=bfloat16", ranks=2)
     fp32 = run(tmp_path / "b", ranks=2)
@@ -194,6 +199,7 @@ def closing(finished: Finished) -> dict[str, str]:
     return {label: path for label, path in pairs}
 
 
+@pytest.mark.quick
 def test_the_files_of_other_runs_are_not_listed_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "validation.jsonl").touch()
     (tmp_path / "tb").mkdir()
@@ -249,6 +255,7 @@ def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:
     assert validated.metrics() == plain.metrics()
 
 
+@pytest.mark.quick
 def test_weights_are_finite_and_move(tmp_path: Path) -> None:
     trained = run(tmp_path, trainer="dumping")
     first, last = weights(trained, 1), weights(trained, 5)

@@ -92,8 +92,8 @@ def test_one_process_trains_for_all_ranks(clone: Path) -> None:
     ("flags", "variables"),
     [
         ([], {"COMM_MODE": "fake_backend", "NGPU": "4"}),
-        pytest.param(["--comm.mode=fake_backend"], {}, marks=pytest.mark.slow),
-        pytest.param([], {"TRAIN_FILE": "torchtitan_cpp.plan"}, marks=pytest.mark.slow),
+        (["--comm.mode=fake_backend"], {}),
+        ([], {"TRAIN_FILE": "torchtitan_cpp.plan"}),
     ],
     ids=["variable", "flag", "plan"],
 )

@@ -161,6 +161,7 @@ open_index(Path(sys.argv[1])).require(10**12)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.004])
 def test_a_kill_while_files_are_written_loses_nothing(path, delay):
     process = subprocess.Popen(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed.tensor as torch_tensor
 from styled_models import SEQUENCE, WHOLE, Args, Plan, Styled
 from torch import nn
@@ -29,13 +30,19 @@ from torchtitan_cpp.tensor_parallel.placement import place
 
 DEGREE = "parallelism.tensor_parallel_degree"
 
+ARGS = Args()
+
 
 def misfits(
-    plan: Plan | None, ranks: int = 2, *flags: str, model: nn.Module | None = None
+    plan: Plan | None,
+    ranks: int = 2,
+    *flags: str,
+    model: nn.Module | None = None,
+    args: Args = ARGS,
 ) -> dict[str, str]:
     config = read_config([f"--{DEGREE}={ranks}", *flags]).config
     given = None if plan is None else tensor_parallel_plan(plan)
-    return tensor_misfits(model or Styled(Args()), given, config)
+    return tensor_misfits(model or Styled(args), given, config, args)
 
 
 @pytest.mark.parametrize("plan", [WHOLE, SEQUENCE])
@@ -172,6 +179,36 @@ def test_sizes_that_are_divided_give_the_degrees_that_fit() -> None:
         "layers.0.feed_forward.w1.out_features = 12, "
         "layers.0.attention.wq.out_features = 16 (1, 2, 4), found 3"
     )
+
+
+FOUR_HEADS = Args(hidden=16, vocab_size=24)
+"""And half as many of keys: eight ranks can have equal columns, but not heads."""
+
+
+def test_a_forward_that_needs_whole_heads_gives_the_degree_that_fits() -> None:
+    model = Styled(FOUR_HEADS)
+    before = {name: each.shape for name, each in model.named_parameters()}
+    found = misfits(WHOLE, 8, model=model, args=FOUR_HEADS)[DEGREE]
+    assert found.startswith(
+        "TrainSpec.parallelize_fn: forward of Styled cannot compute with what 8 ranks "
+        "have of its modules, e.g. a part of a head: shape '[8, 256, -1, 4]' is "
+        "invalid for input of size 4096 (styled_models.py:"
+    )
+    assert found.endswith("); 2 fits")
+    assert {name: each.shape for name, each in model.named_parameters()} == before
+    no_attention = {k: v for k, v in WHOLE.items() if "attention" not in k}
+    assert misfits(no_attention, 8, model=model, args=FOUR_HEADS) == {}
+
+
+class OnNumbers(Styled):
+    """Meta tensors have no numbers to look at."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.clamp(max=int(x.max())))
+
+
+def test_a_forward_that_is_not_for_meta_is_not_judged() -> None:
+    assert misfits(WHOLE, 8, model=OnNumbers(FOUR_HEADS), args=FOUR_HEADS) == {}
 
 
 def test_a_weight_under_two_names_is_divided_alike() -> None:
