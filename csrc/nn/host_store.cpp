@@ -81,8 +81,8 @@ struct Piece {
 class Copies final : public Away {
  public:
   Copies(const std::vector<at::Tensor*>& places, Streams& streams,
-         core::MemoryCounter& memory)
-      : memory_(memory) {
+         std::shared_ptr<core::MemoryCounter> memory)
+      : memory_(std::move(memory)) {
     std::map<const void*, size_t> piece_of;
     for (auto* const place : places) {
       if (!place->defined() || place->storage().nbytes() == 0) continue;
@@ -105,7 +105,7 @@ class Copies final : public Away {
     if (pieces_.empty()) return;
     device_ = pieces_[0].device.device();
     stream_ = streams.of(device_);
-    memory_.add(size_);
+    memory_->add(size_);
     copy([](Piece& piece, const at::Device& device) {
       if (device.is_meta()) return;
       piece.host = host_bytes(piece.size, device);
@@ -115,7 +115,7 @@ class Copies final : public Away {
 
   ~Copies() override {
     wait();  // memory that is still read or written must not be used again before
-    if (!is_back_) memory_.remove(size_);
+    if (!is_back_) memory_->remove(size_);
   }
 
   void wait_offload() override {
@@ -147,7 +147,7 @@ class Copies final : public Away {
       }
     }
     pieces_.clear();
-    memory_.remove(size_);
+    memory_->remove(size_);
     is_back_ = true;
   }
 
@@ -173,7 +173,7 @@ class Copies final : public Away {
     }
   }
 
-  core::MemoryCounter& memory_;
+  std::shared_ptr<core::MemoryCounter> memory_;
   at::Device device_ = at::kCPU;
   std::optional<c10::Stream> stream_;
   std::vector<Piece> pieces_;
@@ -194,7 +194,7 @@ class Copying final : public HostStore {
   }
   bool records() const override { return recorder_ != nullptr; }
   std::unique_ptr<Away> start_offload(const std::vector<at::Tensor*>& places) override {
-    return std::make_unique<Copies>(places, streams_, memory());
+    return std::make_unique<Copies>(places, streams_, memory_);
   }
 
  private:

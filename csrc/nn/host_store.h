@@ -47,15 +47,16 @@ class HostStore {
 
   // Starts to copy the tensors at these places, all of one device, where they are
   // defined. Each storage is copied once. The places must be valid and nobody may write
-  // to the tensors until wait_reload().
+  // to the tensors until wait_reload(). What is away may outlive the store.
   virtual std::unique_ptr<Away> start_offload(
       const std::vector<at::Tensor*>& places) = 0;
 
   // Bytes in host memory.
-  core::MemoryCounter& memory() { return memory_; }
+  core::MemoryCounter& memory() { return *memory_; }
 
- private:
-  core::MemoryCounter memory_;
+ protected:
+  const std::shared_ptr<core::MemoryCounter> memory_ =
+      std::make_shared<core::MemoryCounter>();
 };
 
 // For a CPU: all its calls do nothing.
