@@ -56,6 +56,10 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         misfits = BaseModelArgs.find_misfits(model_args, config)
     else:
         misfits = model_args.find_misfits(config)
+    if config.validation.enable and spec.build_validator_fn is None:
+        misfits["validation.enable"] = (
+            f"the TrainSpec of {config.model.name!r} has no build_validator_fn"
+        )
     if misfits:
         return misfits
     asks_model = (

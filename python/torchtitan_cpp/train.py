@@ -18,11 +18,10 @@ from torchtitan_cpp.custom_import import import_custom_code
 from torchtitan_cpp.errors import needs_traceback
 from torchtitan_cpp.misfits import known_names, model_misfits
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
+from torchtitan_cpp.refusal import refuse
 from torchtitan_cpp.train_local import train_local
 from torchtitan_cpp.trainer import Trainer
 from torchtitan_cpp.world import find_device_type, find_world_size
-
-EXIT_BAD_INPUT = 2
 
 
 def main(
@@ -46,10 +45,10 @@ def main(
             misfits=model_misfits(loaded),
         )
     except (ConfigError, ValueError) as error:
-        _print_once(str(error))
-        return EXIT_BAD_INPUT
-    for note in loaded.notes:
-        _print_once(f"note: {note}")
+        return refuse(str(error))
+    if os.environ.get("RANK", "0") == "0":
+        for note in loaded.notes:
+            print(f"note: {note}", file=sys.stderr)
     stopping.allow()
     if loaded.config.comm.mode == "local_tensor":
         return train_local(
@@ -66,12 +65,6 @@ def main(
         return _fail(trainer, error)
     trainer.close()
     return 0
-
-
-def _print_once(text: str) -> None:
-    """All ranks find the same problem; one of them says it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)
 
 
 def _fail(trainer: Trainer | None, error: Exception) -> int:

@@ -25,6 +25,7 @@ from torchtitan_cpp.checkpoint.settings import (
     check_folder,
     check_settings,
     missing_folder,
+    tell_not_read,
 )
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
@@ -245,6 +246,8 @@ class CheckpointManager:
                 self._tell(f"Loaded {path}; training goes on after step {loaded.step}")
             else:  # a new run, whose saves are no successors of this one
                 self._tell(f"Loaded {path}; training starts at step 1")
+            if self._ranks.rank == 0:
+                tell_not_read(self._settings, self.folder)
             return loaded
         if paths:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from torchtitan_cpp.checkpoint.state_dict_adapter import (
 )
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.errors import MissingPathError, SettingError
+from torchtitan_cpp.logging import logger
 
 EXPORT_DTYPES = {
     "float16": torch.float16,
@@ -73,4 +74,14 @@ def check_settings(settings: Checkpoint, adapter: BaseStateDictAdapter | None) -
         if getattr(settings, field) and adapter is None:
             raise SettingError(
                 f"checkpoint.{field}: the model's TrainSpec has no state_dict_adapter"
+            )
+
+
+def tell_not_read(settings: Checkpoint, folder: str) -> None:
+    """Say which settings mean nothing to a run that goes on from its own folder."""
+    for name in ("initial_load_path", "initial_load_in_hf"):
+        if getattr(settings, name):
+            logger.warning(
+                f"checkpoint.{name} is for a run without checkpoints of its own: not "
+                f"used, as there are some in {folder}"
             )

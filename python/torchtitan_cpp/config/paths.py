@@ -48,7 +48,9 @@ def unusable_paths(loaded: Loaded) -> list[Problem]:
     if validation.enable and validation.dataset == "local":
         local["validation.dataset_path"] = validation.dataset_path
     for field, pattern in local.items():
-        if pattern and not _any_file(pattern):
+        if not pattern:
+            refuse(field, "expected a file, folder or glob for dataset 'local'", "")
+        elif not _any_file(pattern):
             refuse(field, f"no such file, folder or files: {pattern!r}", "")
     path = training.dataset_path or C4_TEST
     if training.dataset == "c4_test" and not Path(path).exists():

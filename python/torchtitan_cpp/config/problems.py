@@ -72,7 +72,9 @@ class ConfigError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The most similar of the ``known`` names, or None if none is similar."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    same = [other for other in names if other.lower() == name.lower()]
+    matches = same or difflib.get_close_matches(name, names, n=1)
     return matches[0] if matches else None
 
 

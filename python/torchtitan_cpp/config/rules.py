@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torchtitan_cpp.config.job_config import DataLoader, JobConfig, Parallelism
+from torchtitan_cpp.config.problems import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,29 @@ def _quantized_hf(run: Run) -> str | None:
     return "expected only together with initial_load_in_hf" if broken else None
 
 
+_PARTS = (
+    "model",
+    "optimizer",
+    "optimizer_step",
+    "lr_scheduler",
+    "train_state",
+    "dataloader",
+    "rng",
+)
+"""Of a checkpoint, as the trainer names them."""
+
+
+def _excluded_parts(run: Run) -> str | None:
+    c = run.config.checkpoint
+    unknown = [name for name in c.exclude_from_loading if name not in _PARTS]
+    if not c.enable or not unknown:
+        return None
+    hint = did_you_mean(unknown[0], _PARTS)
+    return f"expected names among {', '.join(_PARTS)}, found {unknown[0]!r}" + (
+        f"; {hint}" if hint else ""
+    )
+
+
 def _seed_checkpoint(run: Run) -> str | None:
     c = run.config.checkpoint
     if c.create_seed_checkpoint and not c.enable:
@@ -197,17 +221,18 @@ def _degrees(run: Run) -> str | None:
     names = (
         f"dp_replicate {p.data_parallel_replicate_degree} x cp "
         f"{p.context_parallel_degree} x tp {p.tensor_parallel_degree} x pp "
-        f"{p.pipeline_parallel_degree} = {others}"
+        f"{p.pipeline_parallel_degree}"
     )
     if p.data_parallel_shard_degree == -1:
         return (
             f"expected the other degrees to divide the {run.world_size} ranks, "
-            f"found {names}; their product may be {_divisors(run.world_size)}"
+            f"found {names} = {others}; their product may be "
+            f"{_divisors(run.world_size)}"
         )
     product = others * p.data_parallel_shard_degree
     return (
         f"expected degrees whose product is the number of ranks, {run.world_size}, "
-        f"found dp_shard {p.data_parallel_shard_degree} x {names}, together {product}; "
+        f"found dp_shard {p.data_parallel_shard_degree} x {names} = {product}; "
         + (
             f"dp_shard {run.world_size // others} fits the others"
             if run.world_size % others == 0
@@ -297,6 +322,7 @@ RULES: tuple[Rule, ...] = (
         hint="set checkpoint.initial_load_model_only",
     ),
     Rule(field="checkpoint.initial_load_in_hf_quantized", found=_quantized_hf),
+    Rule(field="checkpoint.exclude_from_loading", found=_excluded_parts),
     Rule(field="checkpoint.create_seed_checkpoint", found=_seed_checkpoint),
     Rule(
         field="training.mixed_precision_param",

@@ -144,12 +144,13 @@ class IndexedBatches:
         if state["seq_len"] != seq_len:
             token = sample * int(state["seq_len"])
             sample = -(-token // seq_len)
+            instead = "" if sample * seq_len == token else f" instead of {token}"
             logger.warning(
-                "seq_len changed from %d to %d: going on at token %d instead of %d",
+                "seq_len changed from %d to %d: going on at token %d%s",
                 state["seq_len"],
                 seq_len,
                 sample * seq_len,
-                token,
+                instead,
             )
         self._sample, self._microbatch, self._loops = sample, microbatch, 0
 

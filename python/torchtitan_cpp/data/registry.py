@@ -23,6 +23,7 @@ from torchtitan_cpp.data.records import (
     make_record,
 )
 from torchtitan_cpp.data.text_files import open_text_files
+from torchtitan_cpp.errors import UnusablePathError
 
 SampleProcessor = Callable[[Any], Any]
 _HASHED_SAMPLES = 256
@@ -210,14 +211,17 @@ def _load_c4(path: str, *, split: str) -> Any:
         raise ImportError(
             "the dataset c4 needs the package 'datasets'; run: pip install datasets"
         ) from error
-    return load_dataset(path, name="en", split=split, streaming=True)
+    try:
+        return load_dataset(path, name="en", split=split, streaming=True)
+    except OSError as error:
+        raise UnusablePathError(f"dataset c4: {error}") from error
 
 
 def _load_python_stdlib(path: str) -> StandardLibrary:
     folder = Path(path)
     files = stdlib_files(folder)
     if not files:
-        raise ValueError(f"python_stdlib: no Python sources in '{folder}'")
+        raise UnusablePathError(f"python_stdlib: no Python sources in '{folder}'")
     return StandardLibrary(files, root=folder)
 
 

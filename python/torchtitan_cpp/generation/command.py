@@ -25,7 +25,7 @@ from torchtitan_cpp.generation.loading import (
 from torchtitan_cpp.logging import init_logger
 from torchtitan_cpp.metrics.memory import MemoryMonitor, build_memory_monitor
 from torchtitan_cpp.parallel import EXIT_RANK_LOST, CollectiveError
-from torchtitan_cpp.train import EXIT_BAD_INPUT
+from torchtitan_cpp.refusal import EXIT_BAD_INPUT, refuse
 from torchtitan_cpp.world import World, build_world, find_world_size
 
 _RED, _BLUE, _RESET = "\033[31m", "\033[34m", "\033[39m"
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ranks = find_world_size(config)
         config = divided_by_tensor_axis(config, ranks=ranks)
     except (ConfigError, ValueError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return refuse(str(error))
     world: World | None = None
     try:
         world = build_world(config)

@@ -63,6 +63,10 @@ class CppModule(nn.Module):
         if device.type != "meta":
             self.init_weights()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which build a C++ model of their own when they are called."""
+        return self.__dict__ | {"_built": None}
+
     @abstractmethod
     def build_core(
         self,

@@ -15,7 +15,7 @@ from torchtitan_cpp.plan.rates import Rates, add_flags, rates_of
 from torchtitan_cpp.plan.report import describe
 from torchtitan_cpp.plan.timeline import draw_plan, draw_timeline
 from torchtitan_cpp.recorded_times import describe_times, read_times
-from torchtitan_cpp.train import EXIT_BAD_INPUT
+from torchtitan_cpp.refusal import EXIT_BAD_INPUT
 from torchtitan_cpp.world import find_world_size
 
 

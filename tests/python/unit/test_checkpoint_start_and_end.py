@@ -89,7 +89,7 @@ def test_a_full_last_save_can_be_resumed_from(tmp_path: Path) -> None:
 
 
 def test_the_initial_path_is_used_only_while_the_run_has_no_checkpoint(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_steps(tmp_path / "other", 30)
     settings = replace(
@@ -99,8 +99,10 @@ def test_the_initial_path_is_used_only_while_the_run_has_no_checkpoint(
     )
     (tmp_path / "checkpoint").mkdir()
     assert load(tmp_path, settings)[0].step == 30
+    assert not caplog.text
     save_steps(tmp_path, 10)
     assert load(tmp_path, settings)[0].step == 10
+    assert "initial_load_path is for a run without checkpoints of its" in caplog.text
 
 
 def no_step(folder: Path) -> str:

@@ -172,7 +172,7 @@ RUNS = [
     (
         ["--parallelism.data_parallel_shard_degree=3"],
         4,
-        "together 3; dp_shard 4 fits the others",
+        "x cp 1 x tp 1 x pp 1 = 3; dp_shard 4 fits the others",
     ),
     (["--parallelism.data_parallel_replicate_degree=3"], 4, "to divide the 4 ranks"),
     (
@@ -265,6 +265,22 @@ def test_names_that_only_the_caller_knows_are_checked_with_the_nearest_one():
     assert problem.hint == "did you mean 'llama3'?"
     loaded = load_config(["--training.dataset=C4", "--comm.mode=fake_backend"])
     assert run_problems(loaded, world_size=1, known={"training.dataset": ["c4"]}) == []
+    loaded = load_config(["--optimizer.name=adamw", "--comm.mode=fake_backend"])
+    (problem,) = run_problems(
+        loaded, world_size=1, known=known | {"model.name": ["llama3"]}
+    )
+    assert problem.hint == "did you mean 'AdamW'?"
+
+
+def test_local_data_needs_a_path_and_parts_of_a_checkpoint_have_names():
+    flags = ["--training.dataset=local", "--checkpoint.exclude_from_loading=optimiser"]
+    loaded = load_config([*flags, "--checkpoint.enable"])
+    parts, path = run_problems(loaded, world_size=1)
+    assert "flag --checkpoint.exclude_from_loading: " in str(parts)
+    assert "found 'optimiser'; did you mean 'optimizer'?" in str(parts)
+    assert path.field == "training.dataset_path"
+    assert path.message == "expected a file, folder or glob for dataset 'local'"
+    assert len(run_problems(load_config(flags), world_size=1)) == 1
 
 
 def test_of_a_file_that_does_not_parse_only_that_is_told(tmp_path, monkeypatch):

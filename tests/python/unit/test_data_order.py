@@ -113,6 +113,9 @@ def test_resume_with_another_seq_len_goes_on_at_the_next_sample(tmp_path, path, 
     second.load_state_dict(first.state_dict())
     assert "going on at token 32 instead of 24" in caplog.text
     assert next(second)[0]["input"][0].tolist() == TOKENS[32:48]
+    third = loader(tmp_path, path=path, local=1, seq_len=4)
+    third.load_state_dict(first.state_dict())
+    assert caplog.messages[-1] == "seq_len changed from 8 to 4: going on at token 24"
 
 
 def test_a_finite_loader_gives_every_sample_once_and_ends_on_all_ranks(tmp_path, path):

@@ -13,6 +13,8 @@ from torchtitan_cpp.data import (
     open_text_files,
     register_dataset,
 )
+from torchtitan_cpp.data.registry import open_dataset
+from torchtitan_cpp.errors import needs_traceback
 
 TEXTS = documents(20)
 
@@ -137,6 +139,19 @@ def test_c4_is_streamed_from_the_hub(tmp_path, monkeypatch, name, split):
     assert first_tokens(tmp_path, name) == packed(TEXTS)[:64]
     expected = ("allenai/c4", {"name": "en", "split": split, "streaming": True})
     assert set(map(repr, calls)) == {repr(expected)}
+
+
+def test_data_that_cannot_be_reached_need_no_traceback(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'allenai/c4' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(ValueError, match="dataset c4: Couldn't reach") as caught:
+        open_dataset("c4")
+    assert not needs_traceback(caught.value)
+    with pytest.raises(ValueError, match="no Python sources") as caught:
+        open_dataset("python_stdlib", str(tmp_path))
+    assert not needs_traceback(caught.value)
 
 
 def test_the_default_data_come_with_python_and_the_package(tmp_path):

@@ -1,5 +1,7 @@
 """Llama 3 as users see it in Python: a module like any other."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +44,18 @@ def test_gradients_equal_those_of_transformers_in_float64():
     torch.testing.assert_close(
         embedding, other.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-5
     )
+
+
+def test_copies_have_weights_of_their_own():
+    model = Transformer(small())
+    tokens = torch.randint(0, 67, (1, 8))
+    expected = model(tokens)
+    copied = copy.deepcopy(model)
+    loaded = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        model.output.weight.zero_()
+    assert torch.equal(copied(tokens), expected)
+    assert torch.equal(loaded(tokens), expected)
 
 
 def test_it_is_a_module_like_any_other():

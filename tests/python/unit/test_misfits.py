@@ -13,6 +13,7 @@ from torchtitan_cpp import get_train_spec, register_train_spec, train_spec
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.config.load import from_python
 from torchtitan_cpp.config.model import ActivationCheckpoint, Compile, Model
+from torchtitan_cpp.config.training import Validation
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.misfits import model_misfits
 from torchtitan_cpp.tensor_parallel import (
@@ -156,6 +157,15 @@ def test_a_model_in_cpp_has_a_plan_of_its_own() -> None:
 def test_a_backend_that_is_not_there() -> None:
     found = misfits(compile=Compile(enable=True, backend="nvcc"))
     assert list(found) == ["compile.backend"]
+
+
+def test_validation_needs_what_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Validation(enable=True)
+    assert misfits(validation=asked) == {}
+    spec = replace(get_train_spec("mine"), build_validator_fn=None)
+    monkeypatch.setitem(train_spec._registered, "mine", spec)
+    assert misfits() == {}
+    assert "has no build_validator_fn" in misfits(validation=asked)["validation.enable"]
 
 
 def test_the_model_is_that_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
