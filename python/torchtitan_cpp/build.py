@@ -103,7 +103,7 @@ def build_model(
         module = spec.model_cls(args)
     num_params, flops = args.get_nparams_and_flops(module, training.seq_len)
     dtype = getattr(torch, compute_dtype(training))
-    loss_fn = _build_loss(spec, job_config, world)
+    loss_fn = build_loss(spec, job_config, world)
     names = tuple(name for name, _ in module.named_parameters())
     pipeline = None
     if world.parallel_dims.pp > 1:
@@ -253,7 +253,7 @@ def _cut(
     return stages
 
 
-def _build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFunction:
+def build_loss(spec: TrainSpec, job_config: JobConfig, world: World) -> LossFunction:
     """Builders written for torchtitan may take more than the configuration."""
     extra = {"parallel_dims": world.parallel_dims, "ft_manager": None}
     accepted = inspect.signature(spec.build_loss_fn).parameters

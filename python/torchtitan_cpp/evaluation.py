@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchtitan_cpp.build import build_loss
 from torchtitan_cpp.data import build_validation_dataloader
 from torchtitan_cpp.validation import Validator
 
@@ -33,9 +35,10 @@ def build_validator(trainer: Trainer) -> Any:
         dp_rank=world.data_rank,
         tokenizer=trainer.tokenizer,
         parallel_dims=world.parallel_dims,
-        loss_fn=None,
-        validation_context=None,
-        maybe_enable_amp=None,
+        loss_fn=build_loss(trainer.spec, config, world),
+        # What a validator written for torchtitan enters around its own forward.
+        validation_context=lambda context=None: context or nullcontext(),
+        maybe_enable_amp=nullcontext(),
         metrics_processor=trainer.metrics,
     )
     if isinstance(validator, Validator):

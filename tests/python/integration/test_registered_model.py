@@ -118,3 +118,37 @@ def test_a_function_that_applies_parallelism_is_refused(folder: Path) -> None:
     assert "parallelize_fn: expected None or tensor_parallel_plan(" in output
     assert "found print; a function that applies" in output
     assert "data_parallel_shard_degree" in output
+
+
+VALIDATOR = """
+import torch
+from torchtitan_cpp.validation import BaseValidator
+
+class MyValidator(BaseValidator):
+    def __init__(self, job_config, dp_world_size, dp_rank, tokenizer, parallel_dims,
+                 loss_fn, validation_context, maybe_enable_amp, metrics_processor):
+        super().__init__(job_config)
+        self.loss_fn, self.metrics_processor = loss_fn, metrics_processor
+        self.validation_context = validation_context
+        self.maybe_enable_amp = maybe_enable_amp
+
+    def validate(self, model_parts, step):
+        tokens = torch.arange(64)[None]
+        with torch.no_grad(), self.validation_context(None), self.maybe_enable_amp:
+            loss = self.loss_fn(model_parts[0](tokens), tokens) / 64
+        self.metrics_processor.log_validation(loss=loss.item(), step=step)
+"""
+
+
+def test_a_validator_written_for_torchtitan_has_what_it_calls(folder: Path) -> None:
+    source = example().replace(
+        "state_dict_adapter=None",
+        "state_dict_adapter=None, build_validator_fn=MyValidator",
+    )
+    (folder / "my_model.py").write_text(VALIDATOR + source)
+    steps = ("--training.steps=4", "--validation.enable", "--validation.freq=2")
+    train(folder, "validated", *steps)
+    lines = (folder / "validated" / "validation.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    assert [value["step"] for value in values] == [1, 2, 4]
+    assert all(6 < value["loss"] < 9 for value in values)
