@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from torchtitan_cpp.activation_checkpoint import has_budget_of_compiler
+from torchtitan_cpp.activation_checkpoint import (
+    has_budget_of_compiler,
+    is_by_operation,
+)
 from torchtitan_cpp.compilation import compile_misfits
 from torchtitan_cpp.config import JobConfig, Loaded
 from torchtitan_cpp.data import DATASETS
@@ -19,6 +22,7 @@ from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.on_meta import on_meta
+from torchtitan_cpp.nn.selective import misfit_of_names
 from torchtitan_cpp.nn.stages import held_by_all, shared_between, without_parameters
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
@@ -63,6 +67,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         or config.parallelism.tensor_parallel_degree > 1
         or config.compile.enable
         or config.activation_checkpoint.mode == "memory_budget"
+        or is_by_operation(config)
     )
     if not asks_model:
         return {}
@@ -77,6 +82,8 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
             f"{config.model.name} has TrainSpec.parallelize_fn, which is for models "
             "written in Python; C++ ones have a plan of their own, so set it to None"
         )
+    if is_by_operation(config):
+        misfits |= _misfits_by_operation(config, model)
     if config.parallelism.pipeline_parallel_degree > 1:
         misfits |= _pipeline_misfits(config, model)
     return misfits
@@ -103,6 +110,16 @@ def _misfits_of_python(config: JobConfig) -> dict[str, str]:
             'it none, full and selective (a number or "op") fit'
         )
     return misfits
+
+
+def _misfits_by_operation(config: JobConfig, model: nn.Module) -> dict[str, str]:
+    field = "per_op_sac_force_recompute_mm_shapes_by_fqns"
+    modules = getattr(config.activation_checkpoint, field)
+    for name in modules_of(model).layers:
+        layer = model.get_submodule(name)
+        if misfit := misfit_of_names(name, layer, modules):
+            return {f"activation_checkpoint.{field}": misfit}
+    return {}
 
 
 def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:

@@ -133,6 +133,39 @@ def test_a_memory_budget_that_nothing_can_keep(compile_section: Compile) -> None
     assert misfits(activation_checkpoint=ac, compile=Compile(enable=True)) == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "flavor", "part", "fits"),
+    [
+        ("mine", "plain", "layers", None),
+        ("mine", "plain", "layers.", None),
+        (
+            "llama3",
+            "debugmodel",
+            "feed_forward",
+            "w1, feed_forward.w2, feed_forward.w3",
+        ),
+        ("llama3", "debugmodel", "attention", "attention.wq"),
+    ],
+)
+def test_names_of_operations_that_are_no_products(
+    name: str, flavor: str, part: str, fits: str | None
+) -> None:
+    by_operation = ActivationCheckpoint(
+        selective_ac_option="op",
+        per_op_sac_force_recompute_mm_shapes_by_fqns=["w2", part],
+    )
+    found = misfits(flavor, name=name, activation_checkpoint=by_operation)
+    if fits is None:  # each layer is a linear module
+        assert found == {}
+        return
+    assert list(found) == [
+        "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns"
+    ]
+    message = found.popitem()[1]
+    assert f"found one in 'layers.0.{part}" in message
+    assert fits in message
+
+
 def test_tensor_parallelism_needs_a_plan_that_fits() -> None:
     divided = replace(JobConfig().parallelism, tensor_parallel_degree=2)
     found = misfits(parallelism=divided)
