@@ -20,6 +20,7 @@ from torchtitan_cpp.activation_checkpoint import (
 )
 from torchtitan_cpp.compilation import compile_model
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
+from torchtitan_cpp.input_data import check_length
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
 from torchtitan_cpp.nn.initial_values import (
@@ -59,6 +60,8 @@ class Model:
     parameter_names: tuple[str, ...]
     """Of the whole model."""
     pipeline: Pipeline | None
+    tensor_ranks: int
+    """That share every matrix."""
     initialize: Callable[[int], None]
     """Fills this rank's pieces with the initial values of a seed."""
 
@@ -67,8 +70,15 @@ class Model:
 
         Args:
             batch: whole sequences, ``input`` and ``labels`` ``[B, S]``.
+        Raises:
+            SettingError: for a length that a C++ model does not take.
         """
         if isinstance(self.module, CppModule):
+            check_length(
+                batch["input"].size(1),
+                positions=self.module.generation_sizes().max_len,
+                tensor_ranks=self.tensor_ranks,
+            )
             batch = {**batch, **self.module.attention_inputs(batch["input"])}
         return self.attention.deal(batch)
 
@@ -209,6 +219,7 @@ def build_model(
         applied=applied,
         parameter_names=names,
         pipeline=pipeline,
+        tensor_ranks=world.parallel_dims.tp,
         initialize=initialize,
     )
 
