@@ -135,6 +135,13 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
     ranks: list[set[str]] = [set() for _ in range(pipeline.schedule.num_ranks)]
     for rank, names in zip(pipeline.rank_of_stage, pipeline.modules, strict=True):
         ranks[rank] |= set(names)
+    if shared := shared_between(model, pipeline.modules):
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"modules of different stages share the parameter {shared}; not "
+                "supported yet for models written in Python"
+            )
+        }
     if (idle := without_parameters(model, ranks)) is not None:
         return {
             "parallelism.pipeline_parallel_degree": (
@@ -149,13 +156,6 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
                 f"no module of a stage holds the parameter {held}, so that every stage "
                 "would train its own; put it into a child of the model that has a "
                 "forward, or into a layer"
-            )
-        }
-    if shared := shared_between(model, pipeline.modules):
-        return {
-            "parallelism.pipeline_parallel_degree": (
-                f"modules of different stages share the parameter {shared}; not "
-                "supported yet for models written in Python"
             )
         }
     return {}

@@ -84,6 +84,16 @@ def test_a_parameter_of_two_stages() -> None:
     assert "share the parameter output.weight" in found.popitem()[1]
 
 
+def test_a_stage_whose_only_parameter_is_shared() -> None:
+    """Another module for it would not help."""
+    parts = [["tok_embeddings", *(f"layers.{i}" for i in range(4))], ["output"]]
+    stages = replace(with_stages(), module_fqns_per_model_part=parts)
+    assert "share the parameter output.weight" in str(
+        misfits("tied", parallelism=stages)
+    )
+    assert misfits(parallelism=stages) == {}
+
+
 def test_a_parameter_of_no_stage() -> None:
     assert misfits("own") == {}
     found = misfits("own", parallelism=with_stages())
