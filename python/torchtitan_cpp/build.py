@@ -20,6 +20,7 @@ from torchtitan_cpp.activation_checkpoint import (
 )
 from torchtitan_cpp.compilation import compile_model
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
+from torchtitan_cpp.errors import SettingError
 from torchtitan_cpp.input_data import check_length
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
@@ -334,11 +335,11 @@ def build_step(
     """The C++ step that runs the model's program.
 
     Raises:
-        ValueError: for an optimizer of one's own that is to step during backward.
+        SettingError: for an optimizer of one's own that is to step during backward.
     """
     if isinstance(optimizers, OwnOptimizers):
         if job_config.optimizer.early_step_in_backward:
-            raise ValueError(
+            raise SettingError(
                 "optimizer.early_step_in_backward: not supported with an optimizer of "
                 "one's own (TrainSpec.build_optimizers_fn); set false"
             )

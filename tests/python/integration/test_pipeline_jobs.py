@@ -146,6 +146,15 @@ def test_an_optimizer_of_ones_own_goes_on_in_other_stages(tmp_path: Path) -> Non
         assert len(counts) == 13 and set(counts.values()) == {6.0}
 
 
+def test_an_optimizer_of_ones_own_that_is_to_step_early(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--model.name=own_optimizer", "--training.local-batch-size=8")
+    early = "--optimizer.early-step-in-backward"
+    failed = run(tmp_path, *flags, early, fails=True)
+    assert failed.exit_codes == [1]
+    assert "not supported with an optimizer of one's own" in failed.output
+    assert "Traceback" not in failed.output
+
+
 @pytest.mark.quick
 def test_a_schedule_of_a_file_and_validation(tmp_path: Path) -> None:
     path = tmp_path / "schedule.csv"
