@@ -44,7 +44,10 @@ def recompute_policy(
     return _C.parallel.Recompute(
         mode="per_operation" if by_operation else ac.mode,
         every=1 if by_operation else int(every),
-        recomputed_modules=ac.per_op_sac_force_recompute_mm_shapes_by_fqns,
+        # A layer in Python finds its linears itself (recomputed_shapes).
+        recomputed_modules=(
+            [] if is_python else ac.per_op_sac_force_recompute_mm_shapes_by_fqns
+        ),
         budget=ac.memory_budget,
         rows=rows,
         length=(

@@ -20,6 +20,8 @@ from torchtitan_cpp.activation_checkpoint import (
 )
 from torchtitan_cpp.compilation import compile_model
 from torchtitan_cpp.config import JobConfig, compute_dtype, reduce_dtype
+from torchtitan_cpp.errors import SettingError
+from torchtitan_cpp.input_data import check_length
 from torchtitan_cpp.loss import LossFunction, cross_entropy_loss
 from torchtitan_cpp.nn import CppModule, adopt
 from torchtitan_cpp.nn.initial_values import (
@@ -59,6 +61,8 @@ class Model:
     parameter_names: tuple[str, ...]
     """Of the whole model."""
     pipeline: Pipeline | None
+    tensor_ranks: int
+    """That share every matrix."""
     initialize: Callable[[int], None]
     """Fills this rank's pieces with the initial values of a seed."""
 
@@ -67,8 +71,15 @@ class Model:
 
         Args:
             batch: whole sequences, ``input`` and ``labels`` ``[B, S]``.
+        Raises:
+            SettingError: for a length that a C++ model does not take.
         """
         if isinstance(self.module, CppModule):
+            check_length(
+                batch["input"].size(1),
+                positions=self.module.generation_sizes().max_len,
+                tensor_ranks=self.tensor_ranks,
+            )
             batch = {**batch, **self.module.attention_inputs(batch["input"])}
         return self.attention.deal(batch)
 
@@ -209,6 +220,7 @@ def build_model(
         applied=applied,
         parameter_names=names,
         pipeline=pipeline,
+        tensor_ranks=world.parallel_dims.tp,
         initialize=initialize,
     )
 
@@ -323,11 +335,11 @@ def build_step(
     """The C++ step that runs the model's program.
 
     Raises:
-        ValueError: for an optimizer of one's own that is to step during backward.
+        SettingError: for an optimizer of one's own that is to step during backward.
     """
     if isinstance(optimizers, OwnOptimizers):
         if job_config.optimizer.early_step_in_backward:
-            raise ValueError(
+            raise SettingError(
                 "optimizer.early_step_in_backward: not supported with an optimizer of "
                 "one's own (TrainSpec.build_optimizers_fn); set false"
             )

@@ -8,27 +8,49 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchtitan_cpp.build import build_loss
+from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.data import build_validation_dataloader
+from torchtitan_cpp.errors import SettingError
+from torchtitan_cpp.train_spec import TrainSpec
 from torchtitan_cpp.validation import Validator
+from torchtitan_cpp.validation import build_validator as default_builder
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
+
+
+NO_VALIDATOR = (
+    "the model's TrainSpec has no build_validator_fn; give it one, or set false"
+)
+NO_TOKENIZER = (
+    "the model's TrainSpec has no build_tokenizer_fn, and validation.dataset is text; "
+    "give it one, or a build_validator_fn whose validator reads data of its own and "
+    "is no Validator, or set false"
+)
+
+
+def validation_misfits(spec: TrainSpec, config: JobConfig) -> dict[str, str]:
+    """What validation lacks whatever the validator is, by field."""
+    if not config.validation.enable:
+        return {}
+    if spec.build_validator_fn is None:
+        return {"validation.enable": NO_VALIDATOR}
+    if spec.build_validator_fn is default_builder and spec.build_tokenizer_fn is None:
+        return {"validation.enable": NO_TOKENIZER}
+    return {}
 
 
 def build_validator(trainer: Trainer) -> Any:
     """What ``validation.enable`` runs, or None.
 
     Raises:
-        ValueError: if validation is asked for but the TrainSpec has none.
+        SettingError: if the TrainSpec has not what validation needs.
     """
     config, world = trainer.job_config, trainer.world
     if not config.validation.enable or world.is_fake:
         return None
     if trainer.spec.build_validator_fn is None:
-        raise ValueError(
-            f"validation.enable: the TrainSpec of {config.model.name!r} has no "
-            "build_validator_fn"
-        )
+        raise SettingError(f"validation.enable: {NO_VALIDATOR}")
     validator = trainer.spec.build_validator_fn(
         job_config=config,
         dp_world_size=world.parallel_dims.batch,
@@ -42,6 +64,8 @@ def build_validator(trainer: Trainer) -> Any:
         metrics_processor=trainer.metrics,
     )
     if isinstance(validator, Validator):
+        if trainer.tokenizer is None:
+            raise SettingError(f"validation.enable: {NO_TOKENIZER}")
         validator.bind(
             evaluate=trainer.evaluate,
             reduce=lambda values: _sum_over_ranks(trainer, values),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from torchtitan_cpp.data import DataLoader, check_vocabulary
+from torchtitan_cpp.errors import SettingError
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.rank_thread import turn
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+Named = dict[str, torch.Tensor]
+
+_GIVEN = "TrainSpec.build_dataloader_fn: its loader gave"
 
 
 def build_tokenizer(trainer: Trainer) -> Any:
@@ -63,3 +67,63 @@ def batches_of(loader: Any) -> Iterator[Batch]:
         except StopIteration:
             return
         yield batch
+
+
+def divide_rows(batch: Named, *, size: int, rows: int) -> list[Named]:
+    """The microbatches of a pipeline, ``size`` rows each.
+
+    Args:
+        batch: ``labels`` among them; each has the rows of the batch first.
+        rows: of a local batch.
+    Raises:
+        SettingError: for another number of rows: the schedule has no place for them.
+    """
+    for name, each in batch.items():
+        if each.dim() == 0 or len(each) != rows:
+            raise SettingError(
+                f"{_GIVEN} {name!r} of shape {list(each.shape)}; expected "
+                f"training.local_batch_size = {rows} rows in a pipeline"
+            )
+    return [
+        {name: each[row : row + size] for name, each in batch.items()}
+        for row in range(0, rows, size)
+    ]
+
+
+def check_one_shape(microbatches: Sequence[Named]) -> None:
+    """The stages of a pipeline exchange tensors of one shape in a step.
+
+    Raises:
+        SettingError: if the microbatches have several.
+    """
+    shapes = {tuple(each["labels"].shape) for each in microbatches}
+    if len(shapes) > 1:
+        found = " and ".join(str(list(shape)) for shape in sorted(shapes))
+        raise SettingError(
+            f"{_GIVEN} microbatches of the shapes {found} in one step; expected one "
+            "length of all in a step of a pipeline"
+        )
+
+
+def check_length(length: int, *, positions: int, tensor_ranks: int) -> None:
+    """What ranks that share a sequence of a C++ model do not see each alone.
+
+    Args:
+        length: of whole sequences.
+        positions: that the model is built for.
+        tensor_ranks: which divide the tokens between blocks.
+    Raises:
+        SettingError: if it does not fit.
+    """
+    if length > positions:
+        raise SettingError(
+            f"a batch has sequences of {length} tokens; expected at most "
+            f"training.seq_len = {positions}, the positions that the model is built for"
+        )
+    if length % tensor_ranks:
+        below = length // tensor_ranks * tensor_ranks
+        raise SettingError(
+            f"a batch has sequences of {length} tokens; expected a multiple of "
+            f"parallelism.tensor_parallel_degree = {tensor_ranks}, such as "
+            f"{below or tensor_ranks}"
+        )

@@ -10,15 +10,20 @@ from typing import Any
 
 from torch import nn
 
-from torchtitan_cpp.activation_checkpoint import has_budget_of_compiler
+from torchtitan_cpp.activation_checkpoint import (
+    has_budget_of_compiler,
+    is_by_operation,
+)
 from torchtitan_cpp.compilation import compile_misfits
 from torchtitan_cpp.config import JobConfig, Loaded
 from torchtitan_cpp.data import DATASETS
+from torchtitan_cpp.evaluation import validation_misfits
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.nn.on_meta import on_meta
+from torchtitan_cpp.nn.selective import misfit_of_names
 from torchtitan_cpp.nn.stages import held_by_all, shared_between, without_parameters
 from torchtitan_cpp.optim import OPTIMIZER_NAMES, build_optimizers
 from torchtitan_cpp.pipeline import Misfit, modules_of, plan_pipeline
@@ -56,10 +61,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         misfits = BaseModelArgs.find_misfits(model_args, config)
     else:
         misfits = model_args.find_misfits(config)
-    if config.validation.enable and spec.build_validator_fn is None:
-        misfits["validation.enable"] = (
-            f"the TrainSpec of {config.model.name!r} has no build_validator_fn"
-        )
+    misfits |= validation_misfits(spec, config)
     if misfits:
         return misfits
     asks_model = (
@@ -67,6 +69,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         or config.parallelism.tensor_parallel_degree > 1
         or config.compile.enable
         or config.activation_checkpoint.mode == "memory_budget"
+        or is_by_operation(config)
     )
     if not asks_model:
         return {}
@@ -81,6 +84,8 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
             f"{config.model.name} has TrainSpec.parallelize_fn, which is for models "
             "written in Python; C++ ones have a plan of their own, so set it to None"
         )
+    if is_by_operation(config):
+        misfits |= _misfits_by_operation(config, model)
     if config.parallelism.pipeline_parallel_degree > 1:
         misfits |= _pipeline_misfits(config, model)
     return misfits
@@ -109,6 +114,16 @@ def _misfits_of_python(config: JobConfig) -> dict[str, str]:
     return misfits
 
 
+def _misfits_by_operation(config: JobConfig, model: nn.Module) -> dict[str, str]:
+    field = "per_op_sac_force_recompute_mm_shapes_by_fqns"
+    modules = getattr(config.activation_checkpoint, field)
+    for name in modules_of(model).layers:
+        layer = model.get_submodule(name)
+        if misfit := misfit_of_names(name, layer, modules):
+            return {f"activation_checkpoint.{field}": misfit}
+    return {}
+
+
 def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
     size = config.parallelism.pipeline_parallel_microbatch_size
     if config.training.local_batch_size % size:
@@ -122,6 +137,13 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
     ranks: list[set[str]] = [set() for _ in range(pipeline.schedule.num_ranks)]
     for rank, names in zip(pipeline.rank_of_stage, pipeline.modules, strict=True):
         ranks[rank] |= set(names)
+    if shared := shared_between(model, pipeline.modules):
+        return {
+            "parallelism.pipeline_parallel_degree": (
+                f"modules of different stages share the parameter {shared}; not "
+                "supported yet for models written in Python"
+            )
+        }
     if (idle := without_parameters(model, ranks)) is not None:
         return {
             "parallelism.pipeline_parallel_degree": (
@@ -136,13 +158,6 @@ def _pipeline_misfits(config: JobConfig, model: nn.Module) -> dict[str, str]:
                 f"no module of a stage holds the parameter {held}, so that every stage "
                 "would train its own; put it into a child of the model that has a "
                 "forward, or into a layer"
-            )
-        }
-    if shared := shared_between(model, pipeline.modules):
-        return {
-            "parallelism.pipeline_parallel_degree": (
-                f"modules of different stages share the parameter {shared}; not "
-                "supported yet for models written in Python"
             )
         }
     return {}

@@ -24,6 +24,8 @@ from torchtitan_cpp.input_data import (
     batches_of,
     build_dataloader,
     build_tokenizer,
+    check_one_shape,
+    divide_rows,
 )
 from torchtitan_cpp.logging import init_logger, logger, shown_ranks
 from torchtitan_cpp.memory_budget import write_asked_curve
@@ -281,6 +283,8 @@ class Trainer:
             for part in self.divide({**inputs, "labels": labels}):
                 own_labels = part.pop("labels")
                 microbatches.append(self.to_device(part, own_labels))
+        if self.model.pipeline:
+            check_one_shape(microbatches)
         return microbatches
 
     def divide(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -288,11 +292,8 @@ class Trainer:
         if self.model.pipeline is None:
             return [batch]
         size = self.model.pipeline.microbatch_size
-        rows = range(0, len(batch["labels"]), size)
-        return [
-            {name: each[row : row + size] for name, each in batch.items()}
-            for row in rows
-        ]
+        rows = self.job_config.training.local_batch_size
+        return divide_rows(batch, size=size, rows=rows)
 
     def all_ranks_have(self, microbatches: list[dict[str, torch.Tensor]]) -> bool:
         """Whether every rank has data for a whole step; the same answer on all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +68,9 @@ def collect(trainer: Trainer, *, loading: bool = False) -> TrainingState:
         "optimizer_step": trainer.optimizer_step,
     }
     if isinstance(trainer.optimizers, OwnOptimizers):
-        scalars["optimizer_numbers"] = trainer.optimizers.numbers()
+        scalars["optimizer_numbers"] = _of_all_stages(
+            trainer.optimizers.numbers(), trainer.world
+        )
     is_dcp = trainer.job_config.checkpoint.format == "dcp"
     return TrainingState(
         tensors=tensor_entries(trainer),
@@ -75,6 +78,22 @@ def collect(trainer: Trainer, *, loading: bool = False) -> TrainingState:
         gathered=gathered,
         torch_settings=torch_settings(trainer) if is_dcp or loading else None,
     )
+
+
+def _of_all_stages(
+    numbers: dict[str, dict[str, float]], world: World
+) -> dict[str, dict[str, float]]:
+    """By key, by parameter of the whole model: each rank of a pipeline has its own.
+
+    Collective.
+    """
+    if world.parallel_dims.pp == 1:
+        return numbers
+    merged: dict[str, dict[str, float]] = {}
+    for part in GroupRanks(world).all_gather_bytes(json.dumps(numbers).encode()):
+        for key, by_name in json.loads(part).items():
+            merged.setdefault(key, {}).update(by_name)
+    return merged
 
 
 def load(trainer: Trainer) -> None:

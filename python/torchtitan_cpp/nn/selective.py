@@ -17,6 +17,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from torchtitan_cpp.nn.module import Weights
 from torchtitan_cpp.nn.recomputation import Contexts
 
 _PRODUCTS = ("aten.mm", "aten.linear")
@@ -55,22 +56,56 @@ def recomputed_shapes(
     Raises:
         ValueError: if another kind of module has such a name.
     """
+    if misfit := misfit_of_names(layer_name, layer, modules):
+        raise ValueError(
+            "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns: "
+            + misfit
+        )
     found = set()
-    for name, module in layer.named_modules():
-        full = f"{layer_name}.{name}" if name else layer_name
+    for full, module in _named(layer_name, layer):
         if not any(part in full for part in modules):
             continue
-        if not isinstance(module, nn.Linear):
-            raise ValueError(
-                "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns: "
-                f"expected parts of names of linear modules, found one in '{full}', "
-                "which is none"
-            )
+        assert isinstance(module, nn.Linear)
         # A weight that two modules share has one name only.
         whole = (module.out_features, module.in_features)
         rows, columns = shapes.get(f"{full}.weight", whole)
         found.add((columns, rows))
     return frozenset(found)
+
+
+def misfit_of_names(
+    layer_name: str, layer: nn.Module, modules: Sequence[str]
+) -> str | None:
+    """Why ``modules`` are not all parts of names of linear modules only, if so.
+
+    Args:
+        layer: of a model in Python or C++; it may be on meta.
+    """
+    for full, module in _named(layer_name, layer):
+        for part in modules:
+            if part not in full or _is_linear(module):
+                continue
+            fits = [
+                name.removeprefix(f"{layer_name}.")
+                for name, each in _named(layer_name, layer)
+                if _is_linear(each)
+            ]
+            near = [name for name in fits if part in name] or fits
+            return (
+                f"expected parts of names of linear modules, found one in '{full}', "
+                f"which is none: {part!r}; linear are {', '.join(near) or 'none'}"
+            )
+    return None
+
+
+def _named(layer_name: str, layer: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(layer.named_modules(prefix=layer_name))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, Weights):
+        return [each.dim() for each in module.parameters(recurse=False)] == [2]
+    return isinstance(module, nn.Linear)
 
 
 def contexts_by_operation(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import assert_same_tensors, read_checkpoint, run
 
 FLAGS = (
@@ -119,6 +120,39 @@ def test_a_checkpoint_of_stages_is_that_of_one_rank(tmp_path: Path) -> None:
         read_checkpoint(stages / "resaved" / "step-4"),
         read_checkpoint(folder / "step-4"),
     )
+
+
+def test_an_optimizer_of_ones_own_goes_on_in_other_stages(tmp_path: Path) -> None:
+    """Of the steps that it counts, each rank knows those of its stages only."""
+    saving = ("--checkpoint.enable", "--checkpoint.no-last-save-model-only")
+    flags = (*FLAGS, "--model.name=own_optimizer", *saving)
+    flags += ("--lr-scheduler.total-steps=6",)
+    rows = "--training.local-batch-size=8"
+    whole = run(tmp_path / "whole", *flags, rows, "--training.steps=6")
+    parts = tmp_path / "parts"
+    run(parts, *flags, rows, *PIPELINE, "--training.steps=2", ranks=2)
+    run(parts, *flags, rows, "--training.steps=4")
+    run(parts, *flags, rows, *PIPELINE, "--training.steps=6", ranks=2)
+    expected = read_checkpoint(whole.folder / "checkpoint" / "step-6")
+    found = read_checkpoint(parts / "checkpoint" / "step-6")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=1e-9, atol=1e-12), name
+    for folder in (whole.folder, parts):
+        manifest = json.loads(
+            (folder / "checkpoint" / "step-6" / "manifest.json").read_text()
+        )
+        counts = manifest["scalars"]["optimizer_numbers"]["step"]
+        assert len(counts) == 13 and set(counts.values()) == {6.0}
+
+
+def test_an_optimizer_of_ones_own_that_is_to_step_early(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--model.name=own_optimizer", "--training.local-batch-size=8")
+    early = "--optimizer.early-step-in-backward"
+    failed = run(tmp_path, *flags, early, fails=True)
+    assert failed.exit_codes == [1]
+    assert "not supported with an optimizer of one's own" in failed.output
+    assert "Traceback" not in failed.output
 
 
 @pytest.mark.quick

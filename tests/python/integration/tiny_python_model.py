@@ -152,6 +152,14 @@ class OwnLoader:
         self.position = state["position"]
 
 
+def own_optimizer(
+    model_parts: list[nn.Module], config: Any, dims: Any, ft_manager: Any = None
+) -> torch.optim.Optimizer:
+    """AdamW that counts its steps for every parameter."""
+    parameters = [each for part in model_parts for each in part.parameters()]
+    return torch.optim.AdamW(parameters, lr=config.lr)
+
+
 _spec = replace(get_train_spec("llama3"), model_cls=Counting, state_dict_adapter=None)
 register_train_spec(
     "counting",
@@ -159,6 +167,15 @@ register_train_spec(
 )
 register_train_spec(
     "stackable", replace(_spec, model_cls=Stackable, model_args={"plain": Args()})
+)
+register_train_spec(
+    "own_optimizer",
+    replace(
+        _spec,
+        model_cls=Stackable,
+        model_args={"plain": Args()},
+        build_optimizers_fn=own_optimizer,
+    ),
 )
 register_train_spec(
     "noisy", replace(_spec, model_cls=Noisy, model_args={"plain": Args()})

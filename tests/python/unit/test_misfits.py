@@ -85,6 +85,16 @@ def test_a_parameter_of_two_stages() -> None:
     assert "share the parameter output.weight" in found.popitem()[1]
 
 
+def test_a_stage_whose_only_parameter_is_shared() -> None:
+    """Another module for it would not help."""
+    parts = [["tok_embeddings", *(f"layers.{i}" for i in range(4))], ["output"]]
+    stages = replace(with_stages(), module_fqns_per_model_part=parts)
+    assert "share the parameter output.weight" in str(
+        misfits("tied", parallelism=stages)
+    )
+    assert misfits(parallelism=stages) == {}
+
+
 def test_a_parameter_of_no_stage() -> None:
     assert misfits("own") == {}
     found = misfits("own", parallelism=with_stages())
@@ -132,6 +142,50 @@ def test_a_memory_budget_that_nothing_can_keep(compile_section: Compile) -> None
     assert "memory_budget needs compile.enable" in message
     assert 'none, full and selective (a number or "op") fit' in message
     assert misfits(activation_checkpoint=ac, compile=Compile(enable=True)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "flavor", "part", "fits"),
+    [
+        ("mine", "plain", "layers", None),
+        ("mine", "plain", "layers.", None),
+        (
+            "llama3",
+            "debugmodel",
+            "feed_forward",
+            "w1, feed_forward.w2, feed_forward.w3",
+        ),
+        ("llama3", "debugmodel", "attention", "attention.wq"),
+    ],
+)
+def test_names_of_operations_that_are_no_products(
+    name: str, flavor: str, part: str, fits: str | None
+) -> None:
+    by_operation = ActivationCheckpoint(
+        selective_ac_option="op",
+        per_op_sac_force_recompute_mm_shapes_by_fqns=["w2", part],
+    )
+    found = misfits(flavor, name=name, activation_checkpoint=by_operation)
+    if fits is None:  # each layer is a linear module
+        assert found == {}
+        return
+    assert list(found) == [
+        "activation_checkpoint.per_op_sac_force_recompute_mm_shapes_by_fqns"
+    ]
+    message = found.popitem()[1]
+    assert f"found one in 'layers.0.{part}" in message
+    assert fits in message
+
+
+@pytest.mark.parametrize("lacking", ["build_validator_fn", "build_tokenizer_fn"])
+def test_validation_without_what_it_needs(lacking: str) -> None:
+    spec = replace(get_train_spec("mine"), **{lacking: None})
+    register_train_spec("lacking", spec)
+    validation = Validation(enable=True, seq_len=8)
+    found = misfits(name="lacking", validation=validation)
+    assert list(found) == ["validation.enable"]
+    assert f"TrainSpec has no {lacking}" in found.popitem()[1]
+    assert misfits(name="lacking") == misfits(validation=validation) == {}
 
 
 def test_tensor_parallelism_needs_a_plan_that_fits() -> None:

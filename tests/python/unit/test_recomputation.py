@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from styled_models import WHOLE, Layout, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointError
@@ -270,3 +271,15 @@ def test_nothing_is_left_of_both_runs(early_stop: bool) -> None:
         assert found[0] > 0
         del recomputation, y, found
     assert memory.live == before
+
+
+@pytest.mark.parametrize("names", ["wq", "w1,wo"])
+def test_linears_with_a_bias_may_be_named(names: str) -> None:
+    prefix = "--activation_checkpoint."
+    by_operation = (f"{prefix}mode=selective", f"{prefix}selective_ac_option=op")
+    named = f"{prefix}per_op_sac_force_recompute_mm_shapes_by_fqns={names}"
+    expected = run(Layout(plan=WHOLE, tp=1))
+    found = run(Layout(plan=WHOLE, tp=1, flags=(*by_operation, named)))
+    assert found.loss == expected.loss
+    for name, gradient in expected.gradients.items():
+        assert torch.equal(found.gradients[name], gradient), name
