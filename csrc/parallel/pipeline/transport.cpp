@@ -72,6 +72,14 @@ void Transport::start_send(const plan::Action& start, Values values) {
       const auto& meta = known->second[i];
       value = at::zeros(meta.sizes, at::TensorOptions(device_).dtype(meta.dtype));
     }
+    if (is_activation(start) && known != shapes_->end()) {
+      const auto& meta = known->second[i];
+      TORCH_CHECK(value.sizes() == meta.sizes && value.scalar_type() == meta.dtype,
+                  plan::to_string(start), ": '", names[i], "' has shape ",
+                  value.sizes(), " (", value.scalar_type(), "), but that of the first ",
+                  "microbatch had ", at::IntArrayRef(meta.sizes), " (", meta.dtype,
+                  "); what passes between stages must have one shape");
+    }
     message.tensors.push_back(value.contiguous());
   }
   if (is_activation(start) && known == shapes_->end()) send_header(message, stage);

@@ -58,3 +58,14 @@ def test_lengths_of_each_step_train_as_on_one_rank(
     ranks = run(tmp_path / "ranks", *FLAGS, *flags, threads=2, BATCHES=batches)
     for line, expected in zip(ranks.metrics(), one.metrics(), strict=True):
         assert line == pytest.approx(expected, rel=1e-9)
+
+
+def test_stages_whose_results_differ_in_shape_are_named(tmp_path: Path) -> None:
+    """Their receiver would wait for bytes that never come."""
+    flags = ("--model.name=odd_layers", "--activation-checkpoint.mode=none")
+    failed = run(tmp_path, *FLAGS, *flags, *PIPELINE, threads=2, fails=True)
+    assert failed.exit_codes == [1]
+    assert (
+        "'h' has shape [1, 15, 12] (Double), but that of the first microbatch had "
+        "[1, 16, 12] (Double); what passes "
+    ) in failed.output
