@@ -21,7 +21,7 @@ from torchtitan_cpp.tensor_parallel.collectives import Axis
 from torchtitan_cpp.tensor_parallel.placement import place
 from torchtitan_cpp.tensor_parallel.plan import TensorParallelPlan
 
-_PACKAGES = tuple(str(Path(each).parent) for each in (torch.__file__, _C.__file__))
+_PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def failure_of_division(
