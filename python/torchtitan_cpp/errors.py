@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+import torch
+
+_NOT_OWN = (
+    str(Path(__file__).parent),
+    str(Path(torch.__file__).parent),
+    "<frozen importlib",
+)
+
 
 class Explained(Exception):
     """Mixed into such errors: the command line prints them without a traceback."""
@@ -29,3 +40,14 @@ def needs_traceback(error: BaseException) -> bool:
         return True
     cause = error.__cause__
     return not (cause is None or isinstance(cause, OSError)) and needs_traceback(cause)
+
+
+def place_in_own_code(error: BaseException) -> str:
+    """The line of the user's code that an error comes from; empty if none has run."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_OWN)
+        and not frame.filename.endswith("importlib/__init__.py")
+    ]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -154,10 +154,12 @@ def _schedule(
     """And whether rounds may be merged."""
     if p.pipeline_parallel_schedule_csv:
         return _from_file(p, num_microbatches), False
+    field, name = _P + "pipeline_parallel_schedule", p.pipeline_parallel_schedule
     try:
-        facts = _C.plan.find_schedule(p.pipeline_parallel_schedule)
+        facts = _C.plan.find_schedule(name)
     except ValueError as error:
-        raise Misfit(_P + "pipeline_parallel_schedule", str(error)) from None
+        hint = did_you_mean(name, [each.name for each in _C.plan.all_schedules()])
+        raise Misfit(field, f"{error}; {hint}" if hint else str(error)) from None
     stages_per_rank = _stages_per_rank(p, facts, num_layers)
     stages = p.pipeline_parallel_degree * stages_per_rank
     if p.module_fqns_per_model_part is None:  # before a schedule of any size is made
@@ -170,7 +172,7 @@ def _schedule(
             num_microbatches=num_microbatches,
         )
     except ValueError as error:
-        raise Misfit(_P + "pipeline_parallel_schedule", str(error)) from None
+        raise Misfit(field, str(error)) from None
     return made, facts.bounded_memory
 
 
@@ -250,9 +252,7 @@ def _stages_per_rank(p: Any, facts: Any, num_layers: int) -> int:
 def _fitting(facts: Any, per_rank: int, field: str, found: Any) -> int:
     if not _takes(facts, per_rank):
         expected = (facts.stages_per_rank or "at least 2") if facts.multi_stage else 1
-        others = [
-            each.name for each in _C.plan.all_schedules() if _takes(each, per_rank)
-        ]
+        others = [x.name for x in _C.plan.all_schedules() if _takes(x, per_rank)]
         raise Misfit(
             _P + field,
             f"the schedule {facts.name} takes {expected} stages a rank, but {found} "

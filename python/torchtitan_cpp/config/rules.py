@@ -119,27 +119,28 @@ def _quantized_hf(run: Run) -> str | None:
     return "expected only together with initial_load_in_hf" if broken else None
 
 
-_PARTS = (
+CHECKPOINT_PARTS = (
     "model",
     "optimizer",
     "optimizer_step",
+    "optimizer_numbers",
     "lr_scheduler",
     "train_state",
     "dataloader",
     "rng",
 )
-"""Of a checkpoint, as the trainer names them."""
+"""As the trainer names them; the numbers are of an optimizer of one's own."""
 
 
 def _excluded_parts(run: Run) -> str | None:
     c = run.config.checkpoint
-    unknown = [name for name in c.exclude_from_loading if name not in _PARTS]
+    unknown = [name for name in c.exclude_from_loading if name not in CHECKPOINT_PARTS]
     if not c.enable or not unknown:
         return None
-    hint = did_you_mean(unknown[0], _PARTS)
-    return f"expected names among {', '.join(_PARTS)}, found {unknown[0]!r}" + (
-        f"; {hint}" if hint else ""
-    )
+    hint = did_you_mean(unknown[0], CHECKPOINT_PARTS)
+    known = ", ".join(CHECKPOINT_PARTS)
+    found = f"expected names among {known}, found {unknown[0]!r}"
+    return f"{found}; {hint}" if hint else found
 
 
 def _seed_checkpoint(run: Run) -> str | None:

@@ -8,20 +8,17 @@ numbers.
 from __future__ import annotations
 
 import copy
-import traceback
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.errors import place_in_own_code
 from torchtitan_cpp.nn.on_meta import on_meta
 from torchtitan_cpp.tensor_parallel.apply import apply_styles
 from torchtitan_cpp.tensor_parallel.collectives import Axis
 from torchtitan_cpp.tensor_parallel.placement import place
 from torchtitan_cpp.tensor_parallel.plan import TensorParallelPlan
-
-_PACKAGES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def failure_of_division(
@@ -71,8 +68,5 @@ def _failure(model: nn.Module, shape: tuple[int, int]) -> str | None:
         with torch.no_grad(), on_meta():
             model(torch.empty(shape, dtype=torch.int64))
     except Exception as failure:  # whatever a model's code may raise
-        frames = traceback.extract_tb(failure.__traceback__)
-        own = [f for f in frames[1:] if not f.filename.startswith(_PACKAGES)]
-        place_of = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-        return f"{str(failure).splitlines()[0]}{place_of}"
+        return str(failure).partition("\n")[0] + place_in_own_code(failure)
     return None

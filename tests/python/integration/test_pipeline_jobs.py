@@ -11,6 +11,8 @@ import pytest
 import torch
 from training_runs import assert_same_tensors, read_checkpoint, run
 
+from torchtitan_cpp.config.rules import CHECKPOINT_PARTS
+
 FLAGS = (
     "--experimental.custom-import=tiny_python_model",
     "--model.name=stackable",
@@ -144,6 +146,9 @@ def test_an_optimizer_of_ones_own_goes_on_in_other_stages(tmp_path: Path) -> Non
         )
         counts = manifest["scalars"]["optimizer_numbers"]["step"]
         assert len(counts) == 13 and set(counts.values()) == {6.0}
+        kinds = {each["kind"] for each in manifest["tensors"].values()}
+        parts = {*kinds, *manifest["scalars"], *manifest["gathered"]}
+        assert parts == set(CHECKPOINT_PARTS)
 
 
 def test_an_optimizer_of_ones_own_that_is_to_step_early(tmp_path: Path) -> None:

@@ -116,6 +116,11 @@ P = "parallelism."
             "Interleaved1F1B",
         ),
         (
+            ["pipeline_parallel_schedule=1FF1B"],
+            "pipeline_parallel_schedule",
+            "DualPipeV; did you mean '1F1B'?",
+        ),
+        (
             ["pipeline_parallel_layers_per_stage=3"],
             "pipeline_parallel_layers_per_stage",
             "8 layers (embedding and output counted in) by 3 a stage are 3 stages, not "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import styled_models
 import torch
 import torch.distributed.tensor as torch_tensor
 from styled_models import SEQUENCE, WHOLE, Args, Plan, Styled
@@ -192,7 +193,7 @@ def test_a_forward_that_needs_whole_heads_gives_the_degree_that_fits() -> None:
     assert found.startswith(
         "TrainSpec.parallelize_fn: forward of Styled cannot compute with what 8 ranks "
         "have of its modules, e.g. a part of a head: shape '[8, 256, -1, 4]' is "
-        "invalid for input of size 4096 (styled_models.py:"
+        f"invalid for input of size 4096 ({styled_models.__file__}:"
     )
     assert found.endswith("); 2 fits")
     assert {name: each.shape for name, each in model.named_parameters()} == before
