@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -32,7 +33,13 @@ ssize_t write_some(int descriptor, std::span<const std::byte> data, int64_t offs
     return -1;
   }
   if (!fault.flips) return ::pwrite(descriptor, data.data(), data.size(), offset);
-  std::vector<std::byte> flipped(data.begin(), data.end());
+  std::vector<std::byte> memory(data.size() + kDirectBytes);
+  void* begin = memory.data();
+  size_t space = memory.size();
+  const std::span flipped(
+      static_cast<std::byte*>(std::align(kDirectBytes, data.size(), begin, space)),
+      data.size());
+  std::copy(data.begin(), data.end(), flipped.begin());
   flip_bit(flipped);
   return ::pwrite(descriptor, flipped.data(), flipped.size(), offset);
 }
@@ -115,6 +122,34 @@ int64_t File::size() const {
   struct stat status{};
   if (::fstat(descriptor_, &status) != 0) throw_file_error(path_, "inspect");
   return status.st_size;
+}
+
+bool File::bypass_cache() noexcept {
+#if defined(STATX_DIOALIGN) && defined(O_DIRECT)
+  // Asked for before it is tried: some file systems accept the flag and ignore it.
+  struct statx status{};
+  if (::statx(descriptor_, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0) {
+    return false;
+  }
+  const auto fits = [](uint32_t bytes) {
+    return bytes != 0 && kDirectBytes % bytes == 0;
+  };
+  if ((status.stx_mask & STATX_DIOALIGN) == 0 || !fits(status.stx_dio_mem_align) ||
+      !fits(status.stx_dio_offset_align)) {
+    return false;
+  }
+  const int flags = ::fcntl(descriptor_, F_GETFL);
+  return flags >= 0 && ::fcntl(descriptor_, F_SETFL, flags | O_DIRECT) == 0;
+#else
+  return false;
+#endif
+}
+
+void File::use_cache() noexcept {
+#ifdef O_DIRECT
+  const int flags = ::fcntl(descriptor_, F_GETFL);
+  if (flags >= 0) ::fcntl(descriptor_, F_SETFL, flags & ~O_DIRECT);
+#endif
 }
 
 void File::write_at(int64_t offset, std::span<const std::byte> data) {

@@ -27,6 +27,9 @@ class FileError : public std::runtime_error {
 // Throws FileError for errno: "<path>: cannot <what>: <reason>".
 [[noreturn]] void throw_file_error(const std::string& path, std::string_view what);
 
+// What File::bypass_cache() asks for; no device has larger sectors.
+inline constexpr size_t kDirectBytes = 4096;
+
 // Owns a file descriptor. Every method throws FileError.
 class File {
  public:
@@ -41,6 +44,10 @@ class File {
 
   const std::string& path() const { return path_; }
   int64_t size() const;
+  // From now on write_at() goes past the page cache, with an offset, a size and memory
+  // at multiples of kDirectBytes, until use_cache(). Returns whether the file can.
+  bool bypass_cache() noexcept;
+  void use_cache() noexcept;
   void write_at(int64_t offset, std::span<const std::byte> data);
   // Fills all of `out`; a shorter file is an error.
   void read_at(int64_t offset, std::span<std::byte> out) const;

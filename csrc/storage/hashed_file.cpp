@@ -1,12 +1,25 @@
 #include "storage/hashed_file.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "storage/checksum.h"
 #include "storage/crc32.h"
-#include "storage/parallel_for.h"
 
 namespace torchtitan::storage {
+namespace {
+
+// What threads have of the caller's memory is done with before the caller goes on, be
+// it with an exception.
+struct WaitAtEnd {
+  BlockWriter& writer;
+  bool is_needed = false;
+  ~WaitAtEnd() {
+    if (is_needed) writer.wait();
+  }
+};
+
+}  // namespace
 
 uint32_t HashedFile::write_with_crc(std::span<const std::byte> data) {
   uint32_t crc = 0;
@@ -15,61 +28,43 @@ uint32_t HashedFile::write_with_crc(std::span<const std::byte> data) {
 }
 
 void HashedFile::append(std::span<const std::byte> data, uint32_t* crc) {
-  const auto keep = [&](size_t size) {
-    const auto part = data.first(std::min(size, data.size()));
-    if (crc != nullptr) *crc = crc32(part, *crc);
-    if (pending_.capacity() == 0) pending_.reserve(kHashedBlockBytes);
-    pending_.insert(pending_.end(), part.begin(), part.end());
-    data = data.subspan(part.size());
-  };
-  if (!pending_.empty()) {
-    keep(kHashedBlockBytes - pending_.size());
-    if (pending_.size() < kHashedBlockBytes) return;
+  num_bytes_ += static_cast<int64_t>(data.size());
+  {
+    WaitAtEnd borrowed{writer_};
+    while (!data.empty()) {
+      const auto part =
+          data.first(std::min(kHashedBlockBytes - num_begun_, data.size()));
+      if (part.size() == kHashedBlockBytes && !writer_.takes_buffers_only()) {
+        borrowed.is_needed = true;
+        writer_.put(part);
+      } else {
+        keep(part);
+      }
+      // While the threads work.
+      if (crc != nullptr) *crc = crc32(part, *crc);
+      data = data.subspan(part.size());
+    }
   }
-  std::vector<std::span<const std::byte>> blocks;
-  const size_t num_kept = pending_.empty() ? 0 : 1;
-  if (num_kept > 0) blocks.push_back(pending_);
-  for (; data.size() >= kHashedBlockBytes; data = data.subspan(kHashedBlockBytes)) {
-    blocks.push_back(data.first(kHashedBlockBytes));
-  }
-  std::vector<uint32_t> crcs(crc == nullptr ? 0 : blocks.size());
-  put(blocks, crcs);
-  for (size_t i = num_kept; i < crcs.size(); ++i) {
-    *crc = crc32_of_both(*crc, crcs[i], kHashedBlockBytes);
-  }
-  pending_.clear();
-  keep(data.size());
+  writer_.check();
 }
 
-void HashedFile::put(std::span<const std::span<const std::byte>> blocks,
-                     std::span<uint32_t> crcs) {
-  std::vector<std::string> hashes(blocks.size());
-  // What is read three times should be in the cache the other times.
-  parallel_for(blocks.size(), num_threads_, [&](size_t i) {
-    if (!crcs.empty()) crcs[i] = crc32(blocks[i]);
-    hashes[i] = block_sha256(blocks[i]);
-    const int64_t offset = num_put_ + static_cast<int64_t>(i * kHashedBlockBytes);
-    file_.write_at(offset, blocks[i]);
-    file_.begin_sync(offset, blocks[i].size());
-  });
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    blocks_ += hashes[i];
-    num_put_ += static_cast<int64_t>(blocks[i].size());
-  }
+void HashedFile::keep(std::span<const std::byte> part) {
+  if (begun_ == nullptr) begun_ = writer_.take_buffer();
+  std::memcpy(begun_.get() + num_begun_, part.data(), part.size());
+  num_begun_ += part.size();
+  if (num_begun_ < kHashedBlockBytes) return;
+  num_begun_ = 0;
+  writer_.put(std::move(begun_));
 }
 
 FileRecord HashedFile::finish() {
-  if (!pending_.empty()) {
-    const std::span<const std::byte> last = pending_;
-    put(std::span(&last, 1), {});
-    pending_.clear();
-  }
+  const std::string blocks = writer_.finish({begun_.get(), num_begun_});
   file_.sync();
   const std::string& path = file_.path();
   return {.name = path.substr(path.rfind('/') + 1),
-          .size_bytes = num_put_,
-          .sha256 = sha256(std::as_bytes(std::span(blocks_))),
-          .blocks = blocks_};
+          .size_bytes = num_bytes_,
+          .sha256 = sha256(std::as_bytes(std::span(blocks))),
+          .blocks = blocks};
 }
 
 }  // namespace torchtitan::storage

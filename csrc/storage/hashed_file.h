@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <vector>
 
+#include "storage/block_writer.h"
 #include "storage/file.h"
 
 namespace torchtitan::storage {
@@ -14,15 +14,14 @@ namespace torchtitan::storage {
 // Every method throws FileError. Not for two threads at once.
 class HashedFile {
  public:
-  // Refuses an existing one. At most num_threads threads hash and write large data, the
-  // caller's included.
+  // Refuses an existing one. At most num_threads threads hash large data.
   HashedFile(const std::string& path, int64_t num_threads)
-      : file_(File::create(path)), num_threads_(num_threads) {}
+      : file_(File::create(path)), writer_(file_, num_threads) {}
 
   const std::string& path() const { return file_.path(); }
-  int64_t num_bytes() const { return num_put_ + static_cast<int64_t>(pending_.size()); }
+  int64_t num_bytes() const { return num_bytes_; }
 
-  // Appends. A begun block is kept until it is whole.
+  // Appends. Errors of the file may come later, with another write or finish().
   void write(std::span<const std::byte> data) { append(data, nullptr); }
 
   // The same; returns the CRC-32 of `data`.
@@ -34,17 +33,13 @@ class HashedFile {
 
  private:
   void append(std::span<const std::byte> data, uint32_t* crc);
-
-  // Hashes and writes blocks, all whole but for the last one of the file. Leaves the
-  // CRC-32 of each in `crcs` unless that is empty.
-  void put(std::span<const std::span<const std::byte>> blocks,
-           std::span<uint32_t> crcs);
+  void keep(std::span<const std::byte> part);  // of the begun block
 
   File file_;
-  int64_t num_threads_;
-  std::vector<std::byte> pending_;  // of the begun block
-  std::string blocks_;              // FileRecord::blocks so far
-  int64_t num_put_ = 0;             // bytes
+  BlockWriter writer_;
+  BlockBuffer begun_;     // block
+  size_t num_begun_ = 0;  // its bytes so far
+  int64_t num_bytes_ = 0;
 };
 
 }  // namespace torchtitan::storage
