@@ -40,16 +40,20 @@ class WeightSource(ABC):
 
 
 def open_source(
-    path: str, adapter: BaseStateDictAdapter, *, quantized: bool | None = None
+    path: str,
+    adapter: BaseStateDictAdapter,
+    *,
+    quantized: bool | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> WeightSource:
     """The weights in a Hugging Face folder; of its data nothing is read yet.
 
     Args:
-        quantized: as ``HuggingFaceFolder`` has it.
+        quantized, hashes: as ``HuggingFaceFolder`` has them.
     Raises:
         ValueError: for a bad folder, or names that the adapter does not know.
     """
-    folder = HuggingFaceFolder(path, quantized=quantized)
+    folder = HuggingFaceFolder(path, quantized=quantized, hashes=hashes)
     if isinstance(adapter, TableStateDictAdapter):
         return _TableSource(folder, adapter)
     return _FunctionSource(folder, adapter)

@@ -19,7 +19,11 @@ from torchtitan_cpp.checkpoint.convert_entries import (
 from torchtitan_cpp.checkpoint.manifest import Parent
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
-from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify, verify_weights
+from torchtitan_cpp.checkpoint.selection import (
+    hashes_of_weights,
+    inspect_on_all,
+    verify,
+)
 from torchtitan_cpp.checkpoint.settings import EXPORT_DTYPES
 from torchtitan_cpp.checkpoint.state import SingleRank, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
@@ -86,9 +90,9 @@ def from_hugging_face(
     if not os.path.isdir(source):
         raise MissingPathError(f"{source} is no folder: expected Hugging Face weights")
     model = _model_of(loaded)
-    weights = open_source(source, model.adapter)
+    hashes = hashes_of_weights(source, _ALONE)
+    weights = open_source(source, model.adapter, hashes=hashes)
     model.check(source, {name: head.shape for name, head in weights.heads.items()})
-    verify_weights(source, _ALONE)
     request = SaveRequest(
         folder=_workplace(result),
         step=0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -18,6 +18,7 @@ from torchtitan_cpp.checkpoint.quantized import (
     read_block_size,
     touched_blocks,
 )
+from torchtitan_cpp.checkpoint.shards import kept_open, num_io_threads
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
 from torchtitan_cpp.errors import MissingPathError, UnusablePathError
 from torchtitan_cpp.logging import logger
@@ -31,6 +32,8 @@ class HuggingFaceFolder:
     Args:
         quantized: whether it holds float8 weights with scales, which are then seen as
             float32; None: either will do.
+        hashes: what files are compared with while they are read, by name
+            (``StoredFile.block_sha256``).
     Raises:
         FileNotFoundError: if it holds neither an index nor ``model.safetensors``.
         ValueError: for a bad file, an index whose file names lead out of the folder or
@@ -38,8 +41,15 @@ class HuggingFaceFolder:
             folder that is not quantized or quantized against ``quantized``.
     """
 
-    def __init__(self, path: str, *, quantized: bool | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        quantized: bool | None = None,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
+        self._hashes = hashes or {}
         self._readers: dict[str, _C.storage.SafetensorsReader] = {}
         self._entries: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         index = os.path.join(path, INDEX_NAME)
@@ -90,7 +100,8 @@ class HuggingFaceFolder:
         """A box of a tensor, on the CPU; nothing else of its data is read.
 
         Raises:
-            ValueError: for a box outside of the tensor, or scales that are no scales.
+            ValueError: for a box outside of the tensor, scales that are no scales, or
+                bytes that are not those of ``hashes``.
         """
         if name not in self._scales_of or 0 in size:
             empty = torch.empty(tuple(size), dtype=self.dtype(name))
@@ -136,15 +147,21 @@ class HuggingFaceFolder:
             )
 
     def _open(self, file: str) -> _C.storage.SafetensorsReader:
-        if file not in self._readers:
-            path = os.path.join(self.path, file)
-            try:
-                self._readers[file] = _C.storage.SafetensorsReader(path)
-            except FileNotFoundError:
-                raise MissingPathError(f"{path} does not exist") from None
-            except ValueError as error:
-                raise UnusablePathError(str(error)) from None
-        return self._readers[file]
+        path = os.path.join(self.path, file)
+
+        def make() -> _C.storage.SafetensorsReader:
+            return _C.storage.SafetensorsReader(
+                path,
+                blocks=self._hashes.get(file, ""),
+                num_threads=num_io_threads(),
+            )
+
+        try:
+            return kept_open(self._readers, file, make)
+        except FileNotFoundError:
+            raise MissingPathError(f"{path} does not exist") from None
+        except ValueError as error:
+            raise UnusablePathError(str(error)) from None
 
 
 def by_layer(names: Iterable[str]) -> list[list[str]]:

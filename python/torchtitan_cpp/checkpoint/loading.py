@@ -20,7 +20,7 @@ from torchtitan_cpp.checkpoint.conversion import (
 from torchtitan_cpp.checkpoint.dcp.settings import tell_other_settings
 from torchtitan_cpp.checkpoint.manifest import Manifest
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
-from torchtitan_cpp.checkpoint.selection import Candidate, verify_weights
+from torchtitan_cpp.checkpoint.selection import Candidate, hashes_of_weights
 from torchtitan_cpp.checkpoint.state import (
     LoadedState,
     Ranks,
@@ -116,22 +116,25 @@ def read_hugging_face(
 ) -> LoadedState:
     """Fill the weights from a Hugging Face folder, cast where needed. Collective.
 
-    Buffers that it does not hold keep their initial values. A folder that this package
-    wrote is compared with its checksums first.
+    Buffers that it does not hold keep their initial values. What this package wrote is
+    compared with its checksums.
 
     Args:
         quantized: as ``HuggingFaceFolder`` has it.
     Raises:
-        ValueError: on all ranks: the folder is bad, or names or shapes differ.
-        CheckpointError: on all ranks: a file of weights is not what was written.
+        ValueError: on all ranks: the folder is bad, names or shapes differ, or a file
+            of weights is not what was written; what the tensors hold is undefined then.
+        CheckpointError: on all ranks: the manifest, or a file that it names, is bad.
     """
     entries = [entry for entry in state.tensors if entry.kind == "model"]
     names = {entry.name for entry in entries}
     buffers = {entry.name for entry in entries if entry.is_buffer}
     sources: list[WeightSource] = []
 
+    hashes = hashes_of_weights(path, ranks)
+
     def look() -> None:
-        source = open_source(path, adapter, quantized=quantized)
+        source = open_source(path, adapter, quantized=quantized, hashes=hashes)
         check_missing(path, names - buffers, source.heads)
         check_shapes(path, source, entries)
         sources.append(source)
@@ -139,7 +142,6 @@ def read_hugging_face(
     all_valid(ranks, f"loading {path}", look)
     found = list(sources[0].heads)
     check_unexpected(ranks, path, names, found)
-    verify_weights(path, ranks)
     all_valid(ranks, f"loading {path}", lambda: fill_entries(sources[0], entries))
     if ranks.rank == 0 and (kept := sorted(buffers - set(found))):
         logger.info(f"{path} does not hold {', '.join(kept)}: as initialized")

@@ -153,11 +153,14 @@ def verify(candidate: Candidate, ranks: Ranks) -> None:
     all_agree(ranks, f"loading {candidate.path}", act)
 
 
-def verify_weights(path: str, ranks: Ranks) -> None:
-    """Compare the files of weights of a model folder with the manifest of this package.
+def hashes_of_weights(path: str, ranks: Ranks) -> dict[str, str]:
+    """What the files of weights of a model folder are to be compared with. Collective.
 
-    Collective. Without one nothing can be compared; other files may have been edited.
+    Only the manifest of this package tells it. Other files may have been edited.
 
+    Returns:
+        ``StoredFile.block_sha256`` by file, for those that can be compared while they
+        are read; the others of the manifest have been compared.
     Raises:
         CheckpointError: on all ranks, with the file, what was expected and found.
     """
@@ -166,13 +169,16 @@ def verify_weights(path: str, ranks: Ranks) -> None:
         return os.path.isfile(os.path.join(path, "manifest.json"))
 
     if not on_first_rank(ranks, f"loading {path}", has_manifest):
-        return
+        return {}
     candidate = inspect_on_all(path, ranks)
     files = candidate.manifest.files
     weights = tuple(file for file in files if file.name.endswith(".safetensors"))
+    hashes = {file.name: file.block_sha256 for file in weights if file.block_sha256}
+    whole = tuple(file for file in weights if file.name not in hashes)
     # Without tensors, which name their files by number.
-    manifest = replace(candidate.manifest, files=weights, tensors={})
+    manifest = replace(candidate.manifest, files=whole, tensors={})
     verify(replace(candidate, manifest=manifest), ranks)
+    return hashes
 
 
 def newest_model(folder: str) -> str | None:

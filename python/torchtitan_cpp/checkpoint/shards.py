@@ -16,6 +16,7 @@ from torchtitan_cpp import _C
 from torchtitan_cpp.checkpoint.manifest import StoredBox, StoredFile, StoredTensor
 from torchtitan_cpp.checkpoint.state import Json, TensorEntry
 
+File = TypeVar("File", int, str)
 Reader = TypeVar("Reader")
 
 _NUM_KEPT_OPEN = 16
@@ -32,7 +33,7 @@ def num_io_threads() -> int:
 
 
 def kept_open(
-    readers: dict[int, Reader], file: int, make: Callable[[], Reader]
+    readers: dict[File, Reader], file: File, make: Callable[[], Reader]
 ) -> Reader:
     """The reader of a file, made if it is not among the last ones that were used."""
     reader = readers.pop(file, None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torchtitan_cpp.checkpoint import (
     TableStateDictAdapter,
     exporting,
 )
+from torchtitan_cpp.checkpoint.manifest import parse_manifest
 from torchtitan_cpp.config.checkpoint import Checkpoint
 
 GRIDS = [Grid(rows=5), Grid(columns=3), Grid(rows=2, columns=2), Grid(replicas=2)]
@@ -228,8 +231,22 @@ def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
     load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
     file = path / "model.safetensors"
     data = bytearray(file.read_bytes())
-    data[-5] ^= 16
-    file.write_bytes(data)
+    for place in (len(data) // 2, -5):
+        data[place] ^= 16
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match="model.safetensors.*SHA-256"):
+            load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
+        data[place] ^= 16
+    manifest = parse_manifest((path / "manifest.json").read_text())
+    whole = hashlib.sha256(data).hexdigest()
+    older = tuple(
+        replace(f, sha256=whole, block_sha256="") if f.name == file.name else f
+        for f in manifest.files
+    )
+    text = replace(manifest, files=older).dump()
+    (path / "manifest.json").write_text(text)
+    own = hashlib.sha256(text.encode()).hexdigest()
+    (path / "manifest.sha256").write_text(f"{own}  manifest.json\n")
     with pytest.raises(RuntimeError, match="model.safetensors.*SHA-256"):
         load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
 
