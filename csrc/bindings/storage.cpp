@@ -286,8 +286,12 @@ void bind_storage(py::module_ module) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const FileError& error) {
-      const py::tuple arguments =
-          py::make_tuple(error.code(), error.what(), error.path());
+      // Python shows the path behind the text.
+      const std::string_view text = error.what();
+      const std::string start = error.path() + ": ";
+      const std::string_view rest =
+          text.starts_with(start) ? text.substr(start.size()) : text;
+      const py::tuple arguments = py::make_tuple(error.code(), rest, error.path());
       PyErr_SetObject(PyExc_OSError, arguments.ptr());
     }
   });

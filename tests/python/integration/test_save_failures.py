@@ -16,8 +16,8 @@ SAVING = (
 )
 
 ERROR = re.compile(
-    r"step-2: rank 1: .*/step-2\.tmp-\w+/rank-00001\.safetensors: "
-    r"cannot write \d+ of \d+ bytes: File too large"
+    r"step-2: rank 1: .*cannot write \d+ of \d+ bytes: File too large: "
+    r"'.*/step-2\.tmp-\w+/rank-00001\.safetensors'"
 )
 
 

@@ -115,6 +115,9 @@ def test_errors_of_the_system_are_os_errors_with_the_path(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as caught:
         _C.storage.SafetensorsReader(path)
     assert caught.value.filename == path
+    assert str(caught.value) == (
+        f"[Errno 2] cannot open: No such file or directory: '{path}'"
+    )
 
 
 def with_header(header: bytes, data: bytes = b"") -> bytes:
