@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.data import DataLoader, check_vocabulary
+from torchtitan_cpp.data import build_dataloader as default_builder
 from torchtitan_cpp.errors import SettingError
 from torchtitan_cpp.nn import CppModule
 from torchtitan_cpp.rank_thread import turn
+from torchtitan_cpp.train_spec import TrainSpec
 
 if TYPE_CHECKING:
     from torchtitan_cpp.trainer import Trainer
@@ -19,6 +22,21 @@ Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 Named = dict[str, torch.Tensor]
 
 _GIVEN = "TrainSpec.build_dataloader_fn: its loader gave"
+
+
+def data_misfits(spec: TrainSpec, config: JobConfig) -> dict[str, str]:
+    """What the loader lacks, by field."""
+    reads_text = (
+        spec.build_dataloader_fn is default_builder
+        and config.comm.mode != "fake_backend"  # which reads nothing
+    )
+    if not reads_text or spec.build_tokenizer_fn is not None:
+        return {}
+    return {
+        "training.dataset": f"{config.training.dataset} is text, and the model's "
+        "TrainSpec has no build_tokenizer_fn; give it one, or a build_dataloader_fn "
+        "whose loader reads data of its own"
+    }
 
 
 def build_tokenizer(trainer: Trainer) -> Any:

@@ -18,6 +18,7 @@ from torchtitan_cpp.compilation import compile_misfits
 from torchtitan_cpp.config import JobConfig, Loaded
 from torchtitan_cpp.data import DATASETS
 from torchtitan_cpp.evaluation import validation_misfits
+from torchtitan_cpp.input_data import data_misfits
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.models import FAMILIES
 from torchtitan_cpp.models.protocol import BaseModelArgs
@@ -61,7 +62,7 @@ def model_misfits(loaded: Loaded) -> dict[str, str]:
         misfits = BaseModelArgs.find_misfits(model_args, config)
     else:
         misfits = model_args.find_misfits(config)
-    misfits |= validation_misfits(spec, config)
+    misfits |= data_misfits(spec, config) | validation_misfits(spec, config)
     if misfits:
         return misfits
     asks_model = (

@@ -13,6 +13,7 @@ from torchtitan_cpp import get_train_spec, register_train_spec, train_spec
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.config.load import from_python
 from torchtitan_cpp.config.model import ActivationCheckpoint, Compile, Model
+from torchtitan_cpp.config.parallelism import Comm
 from torchtitan_cpp.config.training import Validation
 from torchtitan_cpp.logging import logger
 from torchtitan_cpp.misfits import model_misfits
@@ -179,13 +180,23 @@ def test_names_of_operations_that_are_no_products(
 
 @pytest.mark.parametrize("lacking", ["build_validator_fn", "build_tokenizer_fn"])
 def test_validation_without_what_it_needs(lacking: str) -> None:
-    spec = replace(get_train_spec("mine"), **{lacking: None})
+    own: Any = {lacking: None, "build_dataloader_fn": lambda **_: []}
+    spec = replace(get_train_spec("mine"), **own)
     register_train_spec("lacking", spec)
     validation = Validation(enable=True, seq_len=8)
     found = misfits(name="lacking", validation=validation)
     assert list(found) == ["validation.enable"]
     assert f"TrainSpec has no {lacking}" in found.popitem()[1]
     assert misfits(name="lacking") == misfits(validation=validation) == {}
+
+
+def test_text_without_a_tokenizer() -> None:
+    spec = replace(get_train_spec("mine"), build_tokenizer_fn=None)
+    register_train_spec("lacking", spec)
+    found = misfits(name="lacking")
+    assert list(found) == ["training.dataset"]
+    assert "c4_test is text, and the model's TrainSpec has no" in found.popitem()[1]
+    assert misfits(name="lacking", comm=Comm(mode="fake_backend")) == {}
 
 
 def test_tensor_parallelism_needs_a_plan_that_fits() -> None:
