@@ -64,6 +64,9 @@ if build asan cpp_tests; then
   step "damaged files" "$trials" corruption --flips 1000 --truncations 200 --seed "$seed"
   # Sanitizers slow a process down by little of what a save takes.
   step "$kills kills" "$trials" kills --count "$kills" --seed "$seed"
+  # Where blocks go past the page cache.
+  step "$((kills / 10)) kills on a disk" "$trials" kills --count "$((kills / 10))" \
+    --seed "$seed" --folder "$root/build"
 else
   failed+=("build with sanitizers")
 fi
