@@ -141,7 +141,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--export-result", default="", help="write '{step} {loss}' lines if all is well"
     )
     add("--import-result", default="", help="compare with such a file, too")
-    own = parser.parse_args(argv)
+    own = parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
     if own.assert_equal and own.tolerance is not None:
         parser.error("--assert-equal and --tolerance exclude each other")
     if own.tolerance is not None and not 0 <= own.tolerance < math.inf:
@@ -156,6 +156,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: expected 1 or more, found {getattr(own, name)}")
     return own
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """``argv`` with the flags of a side in one word with the name before them.
+
+    argparse takes a word that begins with ``--`` for a flag of its own.
+    """
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in ("--baseline-options", "--test-options"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def sides(own: argparse.Namespace) -> tuple[Side, Side]:

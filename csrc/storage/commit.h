@@ -55,7 +55,9 @@ Committed commit(const std::string& folder, const Manifest& manifest,
 struct FoundCheckpoint {
   int64_t step;
   std::string path;
-  std::string problem;               // empty: manifest sound, all files have their size
+  // Empty: manifest sound, all files have their size (of a folder for Hugging Face
+  // those of weights: the others may have been edited).
+  std::string problem;
   std::optional<Manifest> manifest;  // set when there is no problem
   // The system has refused to show it: the problem tells nothing of what it holds.
   bool unreadable = false;

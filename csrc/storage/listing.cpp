@@ -65,25 +65,38 @@ FolderListing list_once(const std::string& folder) {
   return listing;
 }
 
+// Empty, or what is wrong.
+std::string compare_size(const std::string& path, const FileRecord& record) {
+  const std::string file = path + "/" + record.name;
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(file, error);
+  if (!fs::status_known(status)) {
+    errno = error.value();
+    throw_file_error(file, "inspect");
+  }
+  if (status.type() != fs::file_type::regular) return file + ": missing";
+  const auto size = static_cast<int64_t>(fs::file_size(file, error));
+  if (error || size != record.size_bytes) {
+    return base::message(file, ": expected ", record.size_bytes, " bytes, found ",
+                         size);
+  }
+  return "";
+}
+
+// People adapt the settings and the tokenizer of a folder for other programs.
+bool may_be_edited(const Manifest& manifest, const FileRecord& record) {
+  return manifest.content == Content::kHuggingFace &&
+         !record.name.ends_with(".safetensors");
+}
+
 }  // namespace
 
 std::string compare_sizes(const std::string& path, const Manifest& manifest) {
+  std::string problem;
   for (const FileRecord& record : manifest.files) {
-    const std::string file = path + "/" + record.name;
-    std::error_code error;
-    const fs::file_status status = fs::symlink_status(file, error);
-    if (!fs::status_known(status)) {
-      errno = error.value();
-      throw_file_error(file, "inspect");
-    }
-    if (status.type() != fs::file_type::regular) return file + ": missing";
-    const auto size = static_cast<int64_t>(fs::file_size(file, error));
-    if (error || size != record.size_bytes) {
-      return base::message(file, ": expected ", record.size_bytes, " bytes, found ",
-                           size);
-    }
+    if (problem.empty()) problem = compare_size(path, record);
   }
-  return "";
+  return problem;
 }
 
 Manifest read_manifest_of(const std::string& path) {
@@ -110,7 +123,10 @@ FoundCheckpoint inspect_checkpoint(const std::string& path) {
       .step = -1, .path = path, .problem = "", .manifest = {}, .unreadable = false};
   try {
     Manifest manifest = read_manifest_of(path);
-    found.problem = compare_sizes(path, manifest);
+    for (const FileRecord& record : manifest.files) {
+      if (!found.problem.empty() || may_be_edited(manifest, record)) continue;
+      found.problem = compare_size(path, record);
+    }
     found.step = manifest.step;
     if (found.problem.empty()) found.manifest = std::move(manifest);
   } catch (const FileError& error) {

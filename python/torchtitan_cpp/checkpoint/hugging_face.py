@@ -107,14 +107,10 @@ class HuggingFaceFolder:
             empty = torch.empty(tuple(size), dtype=self.dtype(name))
             return empty if 0 in size else self._stored(name, offset, size)
         scales = self._scales_of[name]
-        low, count = touched_blocks(offset, size, self._block)
+        stored = self._stored(name, offset, size)
+        factors = self._stored(scales, *touched_blocks(offset, size, self._block))
         try:
-            return dequantize(
-                self._stored(name, offset, size),
-                self._stored(scales, low, count),
-                offset=offset,
-                block=self._block,
-            )
+            return dequantize(stored, factors, offset=offset, block=self._block)
         except ValueError as error:
             raise UnusablePathError(f"{self.path}: {scales}: {error}") from None
 
@@ -122,9 +118,13 @@ class HuggingFaceFolder:
         self, name: str, offset: Sequence[int], size: Sequence[int]
     ) -> torch.Tensor:
         out = torch.empty(tuple(size), dtype=self._entries[name][0])
-        self._open(self._file_of[name]).read_box(
-            name, out, offset=offset, size=size, out_offset=[0] * len(size)
-        )
+        reader = self._open(self._file_of[name])
+        try:
+            reader.read_box(
+                name, out, offset=offset, size=size, out_offset=[0] * len(size)
+            )
+        except ValueError as error:  # its bytes are not what was written
+            raise UnusablePathError(str(error)) from None
         return out
 
     def _pair_scales(self, quantized: bool | None) -> None:

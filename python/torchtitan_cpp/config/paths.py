@@ -56,8 +56,14 @@ def unusable_paths(loaded: Loaded) -> list[Problem]:
     if training.dataset == "c4_test" and not Path(path).exists():
         field = "training.dataset_path" if training.dataset_path else "training.dataset"
         refuse(field, f"no such folder: {path!r} (of dataset 'c4_test')", _OURS)
-    if reason := _reason_not_to_write(loaded.config.job.dump_folder):
+    dump_folder, checkpoint = loaded.config.job.dump_folder, loaded.config.checkpoint
+    if reason := _reason_not_to_write(dump_folder):
         refuse("job.dump_folder", reason, "")
+    elif checkpoint.enable and not checkpoint.load_only:
+        # Else the first save would tell, long after the start.
+        folder = os.path.join(dump_folder, checkpoint.folder)
+        if reason := _reason_not_to_write(folder):
+            refuse("checkpoint.folder", reason, "")
     return missing
 
 

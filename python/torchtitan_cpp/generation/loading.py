@@ -27,6 +27,8 @@ from torchtitan_cpp.checkpoint.manifest import parse_manifest
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, newest_model, verify
 from torchtitan_cpp.checkpoint.state_dict_adapter import INDEX_NAME
 from torchtitan_cpp.config import JobConfig, Parallelism
+from torchtitan_cpp.config.package_path import resolve_package_path
+from torchtitan_cpp.config.paths import OUR_TOKENIZER
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.generation.generate import LoadedModel, end_of_text
 from torchtitan_cpp.group_ranks import GroupRanks
@@ -40,6 +42,7 @@ from torchtitan_cpp.train_spec import TrainSpec, get_train_spec
 from torchtitan_cpp.world import World, build_world
 
 _MANIFEST = "manifest.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def load_model(
@@ -56,7 +59,8 @@ def load_model(
             that the flags name.
         flags: of ``torchtitan_cpp.train``, such as ``--job.config_file``: which model,
             tokenizer and length. What they say of parallelism, data and training has
-            no meaning here.
+            no meaning here. A Hugging Face folder's own tokenizer takes the place of
+            the package's, never of another one.
         dtype: of the weights.
     Raises:
         ValueError: for a bad configuration, names or shapes that differ.
@@ -97,12 +101,13 @@ def load_on_rank(
     spec = get_train_spec(config.model.name)
     args = copy.deepcopy(spec.model_args[config.model.flavor])
     args.update_from_config(config)
-    tokenizer = spec.build_tokenizer_fn(config) if spec.build_tokenizer_fn else None
-    module, parameters, entries = _build(spec, args, world, dtype)
     folder = checkpoint or os.path.join(
         config.job.dump_folder, config.checkpoint.folder
     )
     ranks = GroupRanks(world)
+    config = _with_own_tokenizer(config, folder, ranks)
+    tokenizer = spec.build_tokenizer_fn(config) if spec.build_tokenizer_fn else None
+    module, parameters, entries = _build(spec, args, world, dtype)
     with world.patiently():
         path = _load(folder, TrainingState(tensors=entries), ranks, spec, args)
     if ranks.rank == 0:
@@ -116,6 +121,27 @@ def load_on_rank(
         tensor_axis=world.groups["tp"],
         parameters=parameters,
     )
+
+
+def _with_own_tokenizer(config: JobConfig, folder: str, ranks: Ranks) -> JobConfig:
+    """With a Hugging Face folder's tokenizer for that of the package. Collective.
+
+    With the package's small tokenizer, that of the default configuration, the weights
+    of another model would read numbers that mean other text.
+    """
+    if config.model.hf_assets_path != resolve_package_path(OUR_TOKENIZER):
+        return config
+
+    def look() -> str | None:
+        found = _find(folder)
+        path: str = found["path"]
+        has_one = any(os.path.isfile(os.path.join(path, n)) for n in _TOKENIZER_FILES)
+        return path if found["is_hugging_face"] and has_one else None
+
+    own = on_first_rank(ranks, folder, look)
+    if own is None:
+        return config
+    return replace(config, model=replace(config.model, hf_assets_path=own))
 
 
 def _build(

@@ -11,6 +11,38 @@ namespace {
 
 namespace fs = std::filesystem;
 
+TEST(Inspect, LetsSettingsOfAFolderForOthersBeEditedButNotItsWeights) {
+  const TemporaryFolder folder;
+  const std::string staging = create_staging(folder.path(), 1, id_of(1));
+  SafetensorsWriter writer(staging + "/model.safetensors", {{"w", Dtype::kI64, {}}}, {},
+                           1);
+  const int64_t value = 7;
+  writer.append("w", std::as_bytes(std::span(&value, 1)));
+  write_text(staging + "/config.json", "{}");
+  Manifest manifest{.step = 1,
+                    .id = id_of(1),
+                    .parent = "",
+                    .sequence = 1,
+                    .content = Content::kHuggingFace,
+                    .world_size = 1,
+                    .config_hash = "",
+                    .torch_version = "",
+                    .torchtitan_cpp_version = "",
+                    .files = {writer.finish(), hash_file(staging, "config.json")},
+                    .tensors = {},
+                    .scalars = base::Json::Object{},
+                    .gathered = base::Json::Object{}};
+  const std::string path = commit(folder.path(), manifest, {}).path;
+  for (const std::string name : {"config.json", "model.safetensors"}) {
+    EXPECT_EQ(inspect_checkpoint(path).problem, "");
+    fs::resize_file(path + "/" + name, 99);
+  }
+  EXPECT_NE(inspect_checkpoint(path).problem.find("model.safetensors: expected"),
+            std::string::npos);
+  fs::remove(path + "/model.safetensors");
+  EXPECT_EQ(inspect_checkpoint(path).problem, path + "/model.safetensors: missing");
+}
+
 // As of a process that generates beside a training that keeps one checkpoint.
 TEST(List, FindsACheckpointWhileAnotherProcessSavesAndPurges) {
   constexpr int64_t kSaves = 60;

@@ -15,6 +15,7 @@ from checkpoint_ranks import Grid, state_of
 from checkpoint_runs import flip_bit, manager
 from torch import nn
 
+import torchtitan_cpp
 from torchtitan_cpp import TrainSpec, generate, get_train_spec, train_spec
 from torchtitan_cpp.checkpoint import CheckpointError
 from torchtitan_cpp.config import JobConfig
@@ -38,6 +39,7 @@ from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapt
 from torchtitan_cpp.rank_thread import RankThread
 from torchtitan_cpp.world import build_world
 
+OURS = Path(torchtitan_cpp.__file__).parent / "assets" / "tokenizer"
 FLAGS = ("--model.flavor=small", "--training.seq_len=32")
 ONE = Grid()
 PROMPTS = ["def main(", "import os\n", "x"]
@@ -154,6 +156,22 @@ def test_hugging_face_folders_load_with_their_stop_tokens(
         made = generate(loaded, PROMPTS, **OPTIONS)
         expected = generate(model, made.prompts, stop_ids=stop_ids, **OPTIONS)
         assert made.tokens == expected.tokens
+
+
+def test_hugging_face_folders_read_with_their_tokenizer(
+    small: TransformerModelArgs, tmp_path: Path
+) -> None:
+    path = save(tmp_path, make_model(small), in_hf=True)
+    vocabulary = {"import": 5, "os": 9, "[UNK]": 2}
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    for folder in (path, path.parent):
+        made = generate(load_model(str(folder), flags=FLAGS), "import", **OPTIONS)
+        assert made.prompts == [[5]]
+    named = shutil.copytree(OURS, tmp_path / "named")
+    for assets, folder in ((named, path), (OURS, save(tmp_path, make_model(small)))):
+        flags = (*FLAGS, f"--model.hf_assets_path={assets}")
+        loaded = load_model(str(folder), flags=flags)
+        assert loaded.tokenizer.tokenizer_path == str(assets)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -224,10 +224,15 @@ def test_a_table_says_what_is_wrong_with_it() -> None:
 def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
     tmp_path: Path,
 ) -> None:
+    class WithConfig(OwnAdapter):
+        def hf_config(self) -> dict[str, Any]:
+            return {"model_type": "mine"}
+
     ranks: Any = run_ranks(1, lambda ranks: ranks)[0]
-    run = manager_of(tmp_path, OwnAdapter, ranks, last_save_in_hf=True)
+    run = manager_of(tmp_path, WithConfig, ranks, last_save_in_hf=True)
     path = Path(run.save(7, state_of(weights(), Grid(), 0), last_step=True))
-    (path / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert "config.json" in (path / "manifest.json").read_text()
+    (path / "config.json").write_text('{"model_type": "another"}')
     load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
     file = path / "model.safetensors"
     data = bytearray(file.read_bytes())

@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from torchtitan_cpp.checkpoint import HuggingFaceFolder
 from torchtitan_cpp.checkpoint.exporting import (
+    ExportedFile,
     ExportedTensor,
     split_by_size,
     write_index,
 )
 from torchtitan_cpp.checkpoint.hugging_face import by_layer
+from torchtitan_cpp.errors import UnusablePathError
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -120,6 +122,23 @@ def test_an_index_must_fit_its_files(tmp_path: Path) -> None:
     path.write_text(json.dumps(index))
     with pytest.raises(ValueError, match="layers.9.w is not in model-00001"):
         HuggingFaceFolder(str(tmp_path / "m"))
+
+
+def test_damage_that_is_found_late_is_explained(tmp_path: Path) -> None:
+    block = 4 << 20  # of what has a hash of its own
+    tensor = torch.zeros(3 * block, dtype=torch.uint8)
+    head = ExportedTensor(
+        name="w", dtype=tensor.dtype, shape=tuple(tensor.shape), read=lambda: tensor
+    )
+    file = ExportedFile(name="model.safetensors", tensors=[head]).write(str(tmp_path))
+    path = tmp_path / file.name
+    data = bytearray(path.read_bytes())
+    data[-1] = 1
+    path.write_bytes(data)
+    folder = HuggingFaceFolder(str(tmp_path), hashes={file.name: file.block_sha256})
+    folder.read_box("w", offset=[0], size=[block])
+    with pytest.raises(UnusablePathError, match="model.safetensors: .*SHA-256"):
+        folder.read("w")
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:

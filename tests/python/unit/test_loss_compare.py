@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def compare(folder: Path, *flags: str) -> int:
 
 def flags_of(folder: Path, side: str) -> list[str]:
     return (folder / "out" / side / "flags.txt").read_text().split()
+
+
+def test_the_example_of_the_help_is_understood() -> None:
+    command = script.__doc__.split("loss_compare.py")[2].split("scripts/")[0]
+    own = script.parse(shlex.split(command.replace("\\\n", "")))
+    assert own.test_options == "--parallelism.tensor_parallel_degree=2"
+    own = script.parse([".", ".", "--baseline-options", "--a=1 --b=2", "--steps", "7"])
+    assert (own.baseline_options, own.steps) == ("--a=1 --b=2", 7)
 
 
 def test_equal_losses_are_equal(
