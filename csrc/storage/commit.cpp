@@ -60,7 +60,7 @@ Committed commit(const std::string& folder, const Manifest& manifest,
                  const FaultHook& hook) {
   const std::string staging = staging_path(folder, manifest.step, manifest.id);
   const std::string target = folder + "/" + step_name(manifest.step);
-  const std::string problem = compare_sizes(staging, manifest);
+  const std::string problem = compare_sizes(staging, manifest.files);
   check_value(problem.empty(), problem);
   std::set<std::string> listed;
   for (const FileRecord& record : manifest.files) listed.insert(record.name);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -14,7 +15,7 @@ namespace torchtitan::storage {
 Manifest read_manifest_of(const std::string& path);
 
 // The first missing or wrongly sized file of a checkpoint's folder; empty when none.
-std::string compare_sizes(const std::string& path, const Manifest& manifest);
+std::string compare_sizes(const std::string& path, std::span<const FileRecord> files);
 
 // Calls the hook, and is a fault point (fault.h) of that name.
 void reach(const FaultHook& hook, std::string_view point);

@@ -145,10 +145,13 @@ bool File::bypass_cache() noexcept {
 #endif
 }
 
-void File::use_cache() noexcept {
+bool File::use_cache() noexcept {
 #ifdef O_DIRECT
   const int flags = ::fcntl(descriptor_, F_GETFL);
-  if (flags >= 0) ::fcntl(descriptor_, F_SETFL, flags & ~O_DIRECT);
+  return flags >= 0 && (flags & O_DIRECT) != 0 &&
+         ::fcntl(descriptor_, F_SETFL, flags & ~O_DIRECT) == 0;
+#else
+  return false;
 #endif
 }
 
@@ -157,6 +160,8 @@ void File::write_at(int64_t offset, std::span<const std::byte> data) {
   while (!data.empty()) {
     const ssize_t written = write_some(descriptor_, data, offset);
     if (written < 0 && errno == EINTR) continue;
+    // After a part of another size, the rest begins between the sectors.
+    if (written < 0 && errno == EINVAL && use_cache()) continue;
     if (written < 0) {
       throw_file_error(path_,
                        base::message("write ", data.size(), " of ", total, " bytes"));

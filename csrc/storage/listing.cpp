@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <map>
+#include <vector>
 
 #include "base/errors.h"
 #include "storage/checkpoint_names.h"
@@ -65,38 +66,37 @@ FolderListing list_once(const std::string& folder) {
   return listing;
 }
 
-// Empty, or what is wrong.
-std::string compare_size(const std::string& path, const FileRecord& record) {
-  const std::string file = path + "/" + record.name;
-  std::error_code error;
-  const fs::file_status status = fs::symlink_status(file, error);
-  if (!fs::status_known(status)) {
-    errno = error.value();
-    throw_file_error(file, "inspect");
+// Those that have to be what was written. People adapt the settings and the tokenizer
+// of a folder for Hugging Face.
+std::vector<FileRecord> fixed_files(const Manifest& manifest) {
+  std::vector<FileRecord> files = manifest.files;
+  if (manifest.content == Content::kHuggingFace) {
+    std::erase_if(files, [](const FileRecord& file) {
+      return !file.name.ends_with(".safetensors");
+    });
   }
-  if (status.type() != fs::file_type::regular) return file + ": missing";
-  const auto size = static_cast<int64_t>(fs::file_size(file, error));
-  if (error || size != record.size_bytes) {
-    return base::message(file, ": expected ", record.size_bytes, " bytes, found ",
-                         size);
-  }
-  return "";
-}
-
-// People adapt the settings and the tokenizer of a folder for other programs.
-bool may_be_edited(const Manifest& manifest, const FileRecord& record) {
-  return manifest.content == Content::kHuggingFace &&
-         !record.name.ends_with(".safetensors");
+  return files;
 }
 
 }  // namespace
 
-std::string compare_sizes(const std::string& path, const Manifest& manifest) {
-  std::string problem;
-  for (const FileRecord& record : manifest.files) {
-    if (problem.empty()) problem = compare_size(path, record);
+std::string compare_sizes(const std::string& path, std::span<const FileRecord> files) {
+  for (const FileRecord& record : files) {
+    const std::string file = path + "/" + record.name;
+    std::error_code error;
+    const fs::file_status status = fs::symlink_status(file, error);
+    if (!fs::status_known(status)) {
+      errno = error.value();
+      throw_file_error(file, "inspect");
+    }
+    if (status.type() != fs::file_type::regular) return file + ": missing";
+    const auto size = static_cast<int64_t>(fs::file_size(file, error));
+    if (error || size != record.size_bytes) {
+      return base::message(file, ": expected ", record.size_bytes, " bytes, found ",
+                           size);
+    }
   }
-  return problem;
+  return "";
 }
 
 Manifest read_manifest_of(const std::string& path) {
@@ -123,10 +123,7 @@ FoundCheckpoint inspect_checkpoint(const std::string& path) {
       .step = -1, .path = path, .problem = "", .manifest = {}, .unreadable = false};
   try {
     Manifest manifest = read_manifest_of(path);
-    for (const FileRecord& record : manifest.files) {
-      if (!found.problem.empty() || may_be_edited(manifest, record)) continue;
-      found.problem = compare_size(path, record);
-    }
+    found.problem = compare_sizes(path, fixed_files(manifest));
     found.step = manifest.step;
     if (found.problem.empty()) found.manifest = std::move(manifest);
   } catch (const FileError& error) {
