@@ -59,8 +59,7 @@ def summarize(trainer: Trainer) -> RunSummary:
         clipping=_describe_clipping(trainer),
         schedule=f"{schedule.warmup_steps} warmup steps, {schedule.decay_type} "
         f"decay to {schedule.min_lr_factor:g} x lr",
-        checkpoint=f"every {saving.interval} steps in "
-        f"{config.job.dump_folder}/{saving.folder}"
+        checkpoint=f"every {saving.interval} steps in {trainer.checkpointer.folder}"
         if saving.enable and not trainer.world.is_fake
         else "off",
         dump_folder=None if trainer.world.is_fake else config.job.dump_folder,

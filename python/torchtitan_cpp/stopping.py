@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+
 from torchtitan_cpp import _C
 
 STOP_ECHO_SECONDS = 3.0
@@ -10,10 +14,20 @@ STOP_ECHO_SECONDS = 3.0
 _is_command = False
 
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
 def allow() -> None:
-    """This process trains and does nothing else: trainers may take its SIGTERM over."""
+    """This process trains and does nothing else: trainers may take its SIGTERM over.
+
+    Under torchrun it gets SIGTERM too when the launcher dies. Else it would train on,
+    beside the job that is started in its place and in the same folders, and without
+    the launcher's store a rank that stalls would not be noticed.
+    """
     global _is_command
     _is_command = True
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def take_over() -> None:

@@ -6,7 +6,8 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -86,24 +87,43 @@ def save_checkpoint(request: SaveRequest, state: TrainingState, ranks: Ranks) ->
     what = f"saving {os.path.join(request.folder, f'step-{request.step}')}"
     opened = on_first_rank(ranks, what, lambda: _open(request))
     staging = _Staging(**opened)
+
+    def write() -> dict[str, Json]:
+        with _explained_if_gone(staging):
+            return _write(request, state, staging, ranks)
+
+    def publish() -> str:
+        with _explained_if_gone(staging):
+            return _publish(request, state, staging, reports, exported, ranks)
+
     try:
-        reports = all_agree(ranks, what, lambda: _write(request, state, staging, ranks))
+        reports = all_agree(ranks, what, write)
         all_agree(ranks, what, lambda: _check_written(request, state, reports))
         exported: list[Any] = []
         if request.content == "huggingface":
             exported = all_agree(
                 ranks, what, lambda: _export(request, staging, reports, ranks)
             )
-        on_first_rank(
-            ranks,
-            what,
-            lambda: _publish(request, state, staging, reports, exported, ranks),
-        )
+        on_first_rank(ranks, what, publish)
     except CheckpointError:
         if ranks.rank == 0 and os.path.isdir(staging.path):
             _discard(request, staging)
         raise
     return Parent(id=staging.id, sequence=staging.sequence)
+
+
+@contextmanager
+def _explained_if_gone(staging: _Staging) -> Iterator[None]:
+    """Two runs in one folder take each other's saves for those of killed processes."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if os.path.isdir(staging.path):
+            raise
+        raise CheckpointError(
+            f"{error}; {staging.path} was deleted while it was written: does another "
+            "run save into the same folder?"
+        ) from None
 
 
 def _open(request: SaveRequest) -> dict[str, Any]:

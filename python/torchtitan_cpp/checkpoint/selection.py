@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader
 from torchtitan_cpp.checkpoint.state import Json, Ranks
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
+
+_STEP = re.compile(r"step-(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,18 @@ class _Found:
     text: str | None
     manifest: Manifest | None
     """None when there is a problem."""
+
+    @staticmethod
+    def unusable(path: str, step: int, problem: str) -> _Found:
+        """What nothing can be read from, whatever it holds."""
+        return _Found(
+            path=path,
+            step=step,
+            problem=problem,
+            unreadable=False,
+            text=None,
+            manifest=None,
+        )
 
 
 def choose_paths(
@@ -193,10 +208,20 @@ def newest_model(folder: str) -> str | None:
 
 def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str]]:
     """Rank 0: the paths to try, or what is missing."""
+    if os.path.islink(folder) and not os.path.exists(folder):
+        target = os.readlink(folder)
+        raise CheckpointError(f"{folder} is a link to {target}, which is not there")
     listed, ignored = _C.storage.list_checkpoints(folder)
     checkpoints = _in_order([_complete(found) for found in listed])
     for name in ignored:
-        logger.info(f"Ignored {os.path.join(folder, name)}: no checkpoint folder")
+        path = os.path.join(folder, name)
+        is_link = os.path.islink(path)
+        if _STEP.fullmatch(name) and (is_link or not os.path.isdir(path)):
+            kind = "a link" if is_link else "a file"
+            problem = f"{path}: expected a folder, found {kind}"
+            checkpoints.insert(0, _Found.unusable(path, int(name[5:]), problem))
+        else:
+            logger.info(f"Ignored {path}: no checkpoint folder")
     if load_step >= 0:
         steps = sorted(found.step for found in checkpoints)
         checkpoints = [found for found in checkpoints if found.step == load_step]

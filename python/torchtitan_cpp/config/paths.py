@@ -56,22 +56,25 @@ def unusable_paths(loaded: Loaded) -> list[Problem]:
     if training.dataset == "c4_test" and not Path(path).exists():
         field = "training.dataset_path" if training.dataset_path else "training.dataset"
         refuse(field, f"no such folder: {path!r} (of dataset 'c4_test')", _OURS)
-    dump_folder, checkpoint = loaded.config.job.dump_folder, loaded.config.checkpoint
+    dump_folder = loaded.config.job.dump_folder
+    saving = loaded.config.checkpoint
+    # By a link or an absolute path it may lie somewhere else.
+    checkpoints = os.path.join(dump_folder, saving.folder)
+    saves = saving.enable and not saving.load_only
     if reason := _reason_not_to_write(dump_folder):
         refuse("job.dump_folder", reason, "")
-    elif checkpoint.enable and not checkpoint.load_only:
-        # Else the first save would tell, long after the start.
-        folder = os.path.join(dump_folder, checkpoint.folder)
-        if reason := _reason_not_to_write(folder):
-            refuse("checkpoint.folder", reason, "")
+    elif saves and (reason := _reason_not_to_write(checkpoints)):
+        refuse("checkpoint.folder", reason, "")
     return missing
 
 
 def _reason_not_to_write(folder: str) -> str:
     """Why the run could not make files there; empty if it can."""
     path = os.path.abspath(folder)
-    while not os.path.exists(path):
+    while not os.path.lexists(path):
         path = os.path.dirname(path)
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which is not there"
     if not os.path.isdir(path):
         return f"{path} is not a folder"
     if not os.access(path, os.W_OK | os.X_OK):

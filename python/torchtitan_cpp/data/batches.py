@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from torchtitan_cpp import _C
+from torchtitan_cpp.errors import SettingError
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """``({"input": int64 [B, S]}, labels int64 [B, S])``; label -100 is ignored."""
@@ -87,14 +88,14 @@ def ignored_batch(rows: Rows) -> Batch:
 def check_identity(
     state: dict[str, Any], *, kind: str, dataset: str, identity: str, tokenizer: str
 ) -> None:
-    """Raise ValueError unless a state was made with this dataset and tokenizer."""
+    """Raise SettingError unless a state was made with this dataset and tokenizer."""
     if state.get("kind") != kind:
-        raise ValueError(
+        raise SettingError(
             f"data state: it is of kind {state.get('kind')!r}, but dataset {dataset} "
             f"is {kind}; resume with the dataset of the checkpoint"
         )
     if state["dataset_fingerprint"] != identity:
-        raise ValueError(
+        raise SettingError(
             f"data state: the checkpoint was made with dataset {state['dataset']} "
             f"(fingerprint {state['dataset_fingerprint'][:12]}), but {dataset} now has "
             f"{identity[:12]}: its files or their order changed, so its position means "
@@ -102,7 +103,7 @@ def check_identity(
             "--checkpoint.exclude_from_loading dataloader"
         )
     if state["tokenizer_fingerprint"] != tokenizer:
-        raise ValueError(
+        raise SettingError(
             "data state: the checkpoint was made with another tokenizer (fingerprint "
             f"{state['tokenizer_fingerprint'][:12]}, now {tokenizer[:12]}); set "
             "--model.hf_assets_path to the checkpoint's tokenizer"

@@ -39,6 +39,7 @@ from torchtitan_cpp.data.tokenizer import (
     largest_token_id,
     tokenizer_fingerprint,
 )
+from torchtitan_cpp.errors import Explained
 from torchtitan_cpp.rank_thread import start_helper
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ _ENCODED_AT_ONCE_BYTES = 2**19
 _FORMAT = "1"
 _LOCK_PATIENCE_SECONDS = 120.0
 _STALE_SECONDS = 3600.0
+
+
+class CacheError(Explained, RuntimeError):
+    """Token ids could not be written to the cache; the message has path and reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +283,10 @@ class TokenIndex:
             "bad": bad,
             "last": last,
         }
-        writer.write(str(path), note=json.dumps(note))
+        try:
+            writer.write(str(path), note=json.dumps(note))
+        except RuntimeError as error:
+            raise CacheError(f"{error} (token ids of dataset {self.name})") from None
         self._reader_shard = number + 1
 
     def _encode(self, records: list[Record], writer: Any) -> None:

@@ -6,8 +6,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torchtitan_cpp.logging import logger
 
@@ -24,7 +26,8 @@ class StepLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._is_failing = False
 
     def open(self, *, after_step: int) -> None:
         """Open the file for the steps after ``after_step`` (0: a new run)."""
@@ -35,7 +38,7 @@ class StepLines:
                 self._move_aside()
             else:
                 self._cut(after_step)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file = self.path.open("ab", buffering=0)
 
     @property
     def is_open(self) -> bool:
@@ -44,11 +47,28 @@ class StepLines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append ``record``; numbers that JSON cannot write become null.
 
-        The line is in the operating system's hands on return.
+        The line is in the operating system's hands on return. Where the system refuses
+        it, on a full disk say, it is left out and that is told: no run ends for it.
         """
         assert self._file is not None, "StepLines.write before open"
         plain = {key: _jsonable(value) for key, value in record.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)  # of a line that was written in part
+            if not self._is_failing:
+                logger.error(
+                    "%s: %s; steps are left out of it until it can be written",
+                    self.path,
+                    error.strerror,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
     def close(self) -> None:
         if self._file is not None:

@@ -139,7 +139,14 @@ def _rows(run: RunSummary) -> list[tuple[str, str]]:
     model = f"{run.model}, {run.num_params:,} parameters"
     if run.flops_per_token is not None:
         model += f", {abbreviate(run.flops_per_token)} flops a token"
-    steps = f"{run.start_step + 1:,} to {run.steps:,}"
+    left = run.steps - run.start_step
+    steps = (
+        f"{run.start_step + 1:,} to {run.steps:,}, {abbreviate(tokens * left)} tokens"
+    )
+    if left <= 0:
+        steps = (
+            f"none: step {run.start_step:,} of training.steps = {run.steps:,} is done"
+        )
     rows = [
         ("model", model),
         ("devices", f"{run.device}; {describe_mesh(run.mesh)}"),
@@ -149,10 +156,7 @@ def _rows(run: RunSummary) -> list[tuple[str, str]]:
             f"({run.local_batch_size} sequences x {_count(run.num_data_ranks, 'rank')}"
             f" x {_count(run.accumulation, 'microbatch', 'microbatches')})",
         ),
-        (
-            "steps",
-            f"{steps}, {abbreviate(tokens * (run.steps - run.start_step))} tokens",
-        ),
+        ("steps", steps),
         ("data", run.dataset),
         ("tokenizer", run.tokenizer),
         (

@@ -299,9 +299,12 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
 
 
 def test_the_last_save_holds_weights_in_the_export_dtype(tmp_path: Path) -> None:
-    flags = ("--checkpoint.enable", "--checkpoint.last-save-model-only")
-    run(tmp_path, *flags, "--checkpoint.export-dtype=bfloat16", "--training.steps=2")
-    tensors = read_checkpoint(checkpoint(tmp_path, 2))
+    elsewhere = tmp_path / "elsewhere"  # the folder may be an absolute path
+    flags = ("--checkpoint.enable", f"--checkpoint.folder={elsewhere}")
+    flags += ("--checkpoint.last-save-model-only", "--checkpoint.export-dtype=bfloat16")
+    saved = run(tmp_path / "run", *flags, "--training.steps=2")
+    assert f" steps in {elsewhere}\n" in saved.output
+    tensors = read_checkpoint(elsewhere / "step-2")
     assert tensors and not any(name.startswith("optimizer.") for name in tensors)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,19 @@ def test_sigterm_saves_once_and_all_ranks_leave(
 def test_sigterm_to_the_launcher_saves_once_and_all_ranks_leave(
     phase: str, tmp_path: Path
 ) -> None:
+    check_signal_to_launcher(signal.SIGTERM, phase, tmp_path)
+
+
+@pytest.mark.parametrize("phase", ["step", pytest.param("save", marks=nightly)])
+def test_ranks_whose_launcher_was_killed_save_once_and_leave(
+    phase: str, tmp_path: Path
+) -> None:
+    check_signal_to_launcher(signal.SIGKILL, phase, tmp_path)
+
+
+def check_signal_to_launcher(number: int, phase: str, tmp_path: Path) -> None:
     flags, expected = prepare(tmp_path, phase)
+    flags.append("--training.steps=300")  # an end for ranks that were left alone
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={RANKS}", "-m", "trial_trainers"]
     command += merged(f"--job.dump-folder={tmp_path}", *flags)
@@ -104,13 +117,15 @@ def test_sigterm_to_the_launcher_saves_once_and_all_ranks_leave(
     ):
         try:
             wait_for(f"in {phase}", output, launcher)
-            launcher.send_signal(signal.SIGTERM)
+            launcher.send_signal(number)
             launcher.wait(LIMIT_SECONDS)
         finally:
             launcher.kill()
-    text = output.read_text()
-    for rank in range(RANKS):
-        assert f"rank {rank} exits with 0" in text, text
+    ends = [f"rank {rank} exits with 0" for rank in range(RANKS)]
+    deadline = time.monotonic() + LIMIT_SECONDS  # a killed launcher waits for nobody
+    while not all(end in output.read_text() for end in ends):
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.02)
     assert checkpoints(tmp_path) == expected
 
 

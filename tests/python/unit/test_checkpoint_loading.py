@@ -272,11 +272,19 @@ def test_names_that_are_not_exactly_a_step_are_not_checkpoints(
     else:
         shutil.move(folder / "step-99", folder / name)
     assert load(tmp_path)[0].step == 10
-    if name not in ("link", "file"):
-        # With nothing else there, the folder counts as empty.
-        shutil.rmtree(folder / "step-10")
-        state = state_of(example_tensors(), ONE, 0)
+    shutil.rmtree(folder / "step-10")
+    state = state_of(example_tensors(), ONE, 0)
+    if name in ("link", "file"):
+        with pytest.raises(CheckpointError, match=f"expected a folder, found a {name}"):
+            manager(tmp_path).load(state)
+    else:  # with nothing else there, the folder counts as empty
         assert manager(tmp_path).load(state) is None
+
+
+def test_a_folder_whose_disk_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "unmounted/checkpoint")
+    with pytest.raises(CheckpointError, match=r"link to .*unmounted/.*is not there"):
+        manager(tmp_path).load(state_of(example_tensors(), ONE, 0))
 
 
 def test_excluded_parts_are_left_alone(tmp_path: Path) -> None:

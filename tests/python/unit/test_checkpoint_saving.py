@@ -36,6 +36,7 @@ from torchtitan_cpp.checkpoint import (
     TensorEntry,
     TrainingState,
 )
+from torchtitan_cpp.errors import needs_traceback
 
 
 def test_saving_is_due_at_the_interval_the_last_and_on_request_the_first_step(
@@ -311,3 +312,17 @@ def test_what_killed_processes_left_is_cleaned_up_by_the_next_save(
     assert load(tmp_path)[0].step == 10
     save_steps(tmp_path, 20)
     assert steps_in(tmp_path) == ["step-10", "step-20"]
+
+
+def test_a_second_run_in_the_same_folder_is_named_as_the_reason(tmp_path: Path) -> None:
+    state = state_of(example_tensors(), ONE, 0)
+
+    def save_too(point: str) -> None:
+        if point == "before manifest":
+            manager(tmp_path).save(20, state)
+
+    message = r"step-10\.tmp-\w+ was deleted while .*does another run save into the sa"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        manager(tmp_path, fault_hook=save_too).save(10, state)
+    assert not needs_traceback(caught.value)
+    assert steps_in(tmp_path) == ["step-20"]

@@ -321,24 +321,6 @@ def test_an_old_tokenizer_model_is_refused_with_the_script_that_fetches_another(
     assert "scripts/download_hf_assets.py" in problem.hint
 
 
-@pytest.mark.parametrize("field", ["job.dump_folder", "checkpoint.folder"])
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, field):
-    (tmp_path / "file").write_text("")
-
-    def found(folder, *flags):
-        loaded = load_config([f"--{field}={folder}", "--checkpoint.enable", *flags])
-        problems = run_problems(loaded, world_size=1)
-        return [p.message for p in problems if p.field == field]
-
-    assert found(tmp_path / "new/run") == []
-    assert found(tmp_path / "file/run") == [f"{tmp_path / 'file'} is not a folder"]
-    monkeypatch.setattr("os.access", lambda path, mode: path != str(tmp_path))
-    (message,) = found(tmp_path / "new/run")
-    assert message.endswith(f"can be written, found {tmp_path}")
-    is_needed = field == "job.dump_folder"
-    assert len(found(tmp_path / "new", "--checkpoint.load_only")) == is_needed
-
-
 def test_a_config_made_in_python_is_checked_and_resolved(tmp_path):
     model = Model(hf_assets_path="package:torchtitan_cpp/configs")
     config = JobConfig(model=model, training=Training(dataset="python_stdlib"))

@@ -13,6 +13,7 @@ from data_cases import (
 )
 
 from torchtitan_cpp.data import build_validation_dataloader, merge_data_states
+from torchtitan_cpp.errors import SettingError
 
 TEXTS = documents(40)
 TOKENS = packed(TEXTS)
@@ -187,12 +188,16 @@ def test_too_little_data_is_an_error(tmp_path):
 def test_a_state_of_other_data_or_another_tokenizer_is_refused(tmp_path, path):
     state = loader(tmp_path, path=path).state_dict()
     other = write_jsonl(tmp_path / "other.jsonl", documents(41))
-    with pytest.raises(ValueError, match="files or their order changed"):
+    with pytest.raises(SettingError, match="files or their order changed"):
         loader(tmp_path, path=other).load_state_dict(state)
     tokenizer = ByteTokenizer("2")
-    with pytest.raises(ValueError, match="another tokenizer .*--model.hf_assets_path"):
+    with pytest.raises(
+        SettingError, match="another tokenizer .*--model.hf_assets_path"
+    ):
         loader(tmp_path, path=path, tokenizer=tokenizer).load_state_dict(state)
-    with pytest.raises(ValueError, match="of kind 'stream', but dataset local is inde"):
+    with pytest.raises(
+        SettingError, match="of kind 'stream', but dataset local is inde"
+    ):
         loader(tmp_path, path=path).load_state_dict({**state, "kind": "stream"})
 
 

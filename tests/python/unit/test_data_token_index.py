@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from data_cases import ByteTokenizer, documents, packed, write_jsonl
 
 from torchtitan_cpp import _C
 from torchtitan_cpp.data import open_text_files, token_index
-from torchtitan_cpp.data.token_index import TokenIndex
+from torchtitan_cpp.data.token_index import CacheError, TokenIndex
+from torchtitan_cpp.errors import needs_traceback
 
 TEXTS = documents(200)
 TOKENS = packed(TEXTS)
@@ -257,3 +259,21 @@ def test_the_pieces_of_the_standard_library_are_its_files_cut_at_line_ends(tmp_p
     order = [record.place for record in records]
     assert order != sorted(order)
     assert [r.place for r in source.read(records[2].cursor)] == order[3:]
+
+
+def test_a_cache_that_cannot_be_written_is_told_without_a_traceback(path):
+    index = open_index(path)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(
+            CacheError, match="tokens-000000.*too large.*data"
+        ) as caught:
+            index.require(10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not needs_traceback(caught.value)
+    assert not list(index.folder.glob("tokens-*"))
+    index.close()

@@ -100,6 +100,12 @@ def test_resumed_run_says_which_steps_are_left() -> None:
     assert "8 sequences x 1 rank x 3 microbatches" in text
 
 
+@pytest.mark.parametrize("start_step", [300, 400])
+def test_a_run_beyond_its_last_step_says_so(start_step: int) -> None:
+    text = format_summary(replace(RUN, start_step=start_step))
+    assert f"none: step {start_step} of training.steps = 300 is done\n" in text
+
+
 def test_one_rank_has_no_axes() -> None:
     assert describe_mesh({"dp_shard": 1, "tp": 1}) == "1 rank"
 
