@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <condition_variable>
 #include <filesystem>
 #include <fstream>
@@ -241,13 +242,17 @@ void FlightRecorder::write(const std::string& cause) const {
   const std::string unfinished = options_.path + ".tmp";
   std::error_code error;
   std::filesystem::create_directories(path.parent_path(), error);
+  errno = 0;
   std::ofstream file(unfinished, std::ios::binary | std::ios::trunc);
   file << to_json(cause) << '\n';
   file.close();
-  if (file) std::filesystem::rename(unfinished, path, error);
-  if (!file || error) {
+  error.assign(file ? 0 : (errno != 0 ? errno : EIO), std::generic_category());
+  if (!error) std::filesystem::rename(unfinished, path, error);
+  if (error) {
+    std::error_code ignored;
+    std::filesystem::remove(unfinished, ignored);
     throw std::runtime_error("the flight record " + options_.path +
-                             " could not be written");
+                             " could not be written: " + error.message());
   }
 }
 
@@ -274,7 +279,8 @@ void write_on_abort(Watch& watch, const std::shared_ptr<FlightRecorder>& recorde
       try {
         recorder->write(cause);
       } catch (const std::exception& error) {
-        std::cerr << error.what() << std::endl;
+        // One write: other ranks say the same.
+        std::cerr << error.what() + std::string("\n") << std::flush;
       }
       const std::scoped_lock lock(done->mutex);
       done->done = true;

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -114,8 +115,26 @@ TEST(FlightRecorder, RefusesWhatDoesNotFit) {
   expect_value_error("expected 2 ranks",
                      [] { traced(fake_group("dp", 0, 2), recorder_of(0, 2), {0}); });
   expect_value_error("recorder is null", [] { traced(Group(), nullptr, {0}); });
-  EXPECT_THROW(recorder_of(0, 2, 1, "/dev/null/rank_0.json")->write("why"),
-               std::runtime_error);
+}
+
+TEST(FlightRecorder, SaysWhyItCannotWriteAndLeavesNothing) {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("flight" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder / "rank_0.json");
+  const auto reason = [](const std::string& path) -> std::string {
+    try {
+      recorder_of(0, 2, 1, path)->write("why");
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(reason("/dev/null/rank_0.json"),
+            "the flight record /dev/null/rank_0.json could not be written: Not a "
+            "directory");
+  EXPECT_NE(reason(folder / "rank_0.json").find("Is a directory"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(folder / "rank_0.json.tmp"));
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
