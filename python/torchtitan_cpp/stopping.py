@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 
 from torchtitan_cpp import _C
 
@@ -26,7 +27,7 @@ def allow() -> None:
     """
     global _is_command
     _is_command = True
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
