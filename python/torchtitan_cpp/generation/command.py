@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, others = _parser().parse_known_args(flags)
     if own.config is not None:
         others = ["--job.config_file", own.config, *others]
+    if problems := _problems(own):
+        return refuse("\n".join(problems))
     try:
         # Other values than of the model are left as they are: nothing is trained.
         config = read_model_config(others)
@@ -135,9 +138,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _problems(own: argparse.Namespace) -> list[str]:
+    """What is wrong with the options; to load a model takes longer than to say it."""
+    found = [
+        f"--{name}: expected at least 1, found {value}"
+        for name in ("batch_size", "max_new_tokens", "top_k")
+        if (value := getattr(own, name)) is not None and value < 1
+    ]
+    if not 0 <= own.temperature < math.inf:
+        found.append(
+            f"--temperature: expected a number of at least 0, found {own.temperature}"
+        )
+    if own.seed is not None and not -(2**63) <= own.seed < 2**64:
+        found.append(f"--seed: expected a number of 64 bits, found {own.seed}")
+    return found
+
+
 def _generate(model: LoadedModel, own: argparse.Namespace) -> Generation:
-    if own.batch_size < 1:
-        raise ValueError(f"--batch_size: expected at least 1, found {own.batch_size}")
     texts = [_text(prompt) for prompt in own.prompt or [""]]
     return generate(
         model,

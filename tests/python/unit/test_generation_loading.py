@@ -337,8 +337,6 @@ def test_the_command_reports_as_torchtitan_does(
     ("flags", "message"),
     [
         (["--checkpoint=nowhere"], "nowhere is no folder"),
-        (["--batch_size=0"], "--batch_size: expected at least 1, found 0"),
-        (["--temperature=-1"], "temperature: expected a finite number >= 0"),
         (["--max_new_token=4"], "max_new_token"),
         (["--max_new_tokens=40"], "more than the 32 tokens"),
     ],
@@ -356,3 +354,18 @@ def test_the_command_refuses_bad_input_in_one_line(
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+def test_bad_options_are_told_together_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--batch_size=0", "--top_k=0", "--temperature=nan", f"--seed={2**64}"]
+    assert main(["--checkpoint=nowhere", *flags]) == 2
+    assert capsys.readouterr().err == (
+        "--batch_size: expected at least 1, found 0\n"
+        "--top_k: expected at least 1, found 0\n"
+        "--temperature: expected a number of at least 0, found nan\n"
+        "--seed: expected a number of 64 bits, found 18446744073709551616\n"
+    )
+    assert main(["--checkpoint=nowhere", "--max_new_tokens=0", "--temperature=-1"]) == 2
+    assert "--max_new_tokens: expected at least 1" in capsys.readouterr().err
