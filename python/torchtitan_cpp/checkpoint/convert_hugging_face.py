@@ -24,7 +24,7 @@ from torchtitan_cpp.checkpoint.selection import (
     inspect_on_all,
     verify,
 )
-from torchtitan_cpp.checkpoint.settings import EXPORT_DTYPES
+from torchtitan_cpp.checkpoint.settings import EXPORT_DTYPES, check_folder
 from torchtitan_cpp.checkpoint.state import SingleRank, TrainingState
 from torchtitan_cpp.checkpoint.state_dict_adapter import BaseStateDictAdapter
 from torchtitan_cpp.config import Loaded
@@ -47,6 +47,7 @@ def to_hugging_face(source: str, result: str, loaded: Loaded) -> str:
         CheckpointError: the source is damaged, or nothing could be written.
     """
     _check_new(result)
+    check_folder(source, weights_hint="nothing is to be converted")
     candidate = inspect_on_all(source, _ALONE)
     manifest = candidate.manifest
     if manifest.content == "huggingface":

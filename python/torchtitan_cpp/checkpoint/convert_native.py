@@ -10,6 +10,7 @@ from torchtitan_cpp.checkpoint.convert_entries import entries_of_checkpoint
 from torchtitan_cpp.checkpoint.manifest import Parent
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import inspect_on_all, verify
+from torchtitan_cpp.checkpoint.settings import check_folder
 from torchtitan_cpp.checkpoint.state import SingleRank, TorchSettings, TrainingState
 from torchtitan_cpp.config import JobConfig
 from torchtitan_cpp.lr_schedule import lr_factor, resolve_lr_schedule
@@ -38,6 +39,7 @@ def convert_checkpoint(
         ValueError: for a source of another kind, or an optimizer of one's own.
         CheckpointError: it is damaged, or nothing could be written.
     """
+    check_folder(source, weights_hint="convert them by from-hf")
     candidate = inspect_on_all(source, _ALONE)
     manifest = candidate.manifest
     if manifest.content == "huggingface":

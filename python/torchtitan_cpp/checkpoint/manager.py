@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Set
+from functools import partial
 
 import torch
 
@@ -351,14 +352,12 @@ class CheckpointManager:
             return loaded
         if path is None:
             return None
-        all_valid(
-            self._ranks, "checkpoint.initial_load_path", lambda: check_folder(path)
-        )
+        hint = "set checkpoint.initial_load_in_hf"
+        check = partial(check_folder, path, weights_hint=hint)
+        all_valid(self._ranks, "checkpoint.initial_load_path", check)
         candidate = inspect_on_all(path, self._ranks)
         if candidate.manifest.content == "huggingface":
-            raise UnusablePathError(
-                f"{path} is a Hugging Face folder; set checkpoint.initial_load_in_hf"
-            )
+            raise UnusablePathError(f"{path} is a Hugging Face folder; {hint}")
         weights_only = settings.initial_load_model_only
         if not weights_only and candidate.manifest.content == "model":
             raise UnusablePathError(

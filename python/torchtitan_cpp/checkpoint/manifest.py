@@ -10,6 +10,9 @@ from torchtitan_cpp.checkpoint.state import Json, Kind
 
 Content = Literal["training", "model", "huggingface"]
 
+FORMAT = "torchtitan_cpp checkpoint"
+"""What a manifest of this package says that it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
@@ -74,7 +77,7 @@ class Manifest:
 
     def dump(self) -> str:
         """JSON text for ``_C.storage.commit``."""
-        format_fields = {"format": "torchtitan_cpp checkpoint", "format_version": 1}
+        format_fields = {"format": FORMAT, "format_version": 1}
         return json.dumps(format_fields | asdict(self), allow_nan=False)
 
 

@@ -24,7 +24,7 @@ from torchtitan_cpp.checkpoint.dcp import (
     is_foreign,
     read_foreign,
 )
-from torchtitan_cpp.checkpoint.manifest import Manifest, parse_manifest
+from torchtitan_cpp.checkpoint.manifest import FORMAT, Manifest, parse_manifest
 from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader
 from torchtitan_cpp.checkpoint.state import Json, Ranks
 from torchtitan_cpp.errors import MissingPathError
@@ -180,10 +180,15 @@ def hashes_of_weights(path: str, ranks: Ranks) -> dict[str, str]:
         CheckpointError: on all ranks, with the file, what was expected and found.
     """
 
-    def has_manifest() -> bool:
-        return os.path.isfile(os.path.join(path, "manifest.json"))
+    def is_ours() -> bool:
+        """Other programs have files of the name manifest.json too."""
+        if not os.path.isfile(os.path.join(path, "manifest.json")):
+            return False
+        with open(os.path.join(path, "manifest.json"), "rb") as file:
+            says_so = FORMAT.encode() in file.read()
+        return says_so or os.path.isfile(os.path.join(path, "manifest.sha256"))
 
-    if not on_first_rank(ranks, f"loading {path}", has_manifest):
+    if not on_first_rank(ranks, f"loading {path}", is_ours):
         return {}
     candidate = inspect_on_all(path, ranks)
     files = candidate.manifest.files

@@ -26,8 +26,12 @@ EXPORT_DTYPES = {
 _STEP = re.compile(r"step-(0|[1-9]\d*)")
 
 
-def check_folder(path: str) -> None:
-    """Raise MissingPathError unless the folder holds one checkpoint."""
+def check_folder(path: str, *, weights_hint: str) -> None:
+    """Raise MissingPathError unless the folder holds one checkpoint.
+
+    Args:
+        weights_hint: what to do with weights of Hugging Face that lie there.
+    """
     if not os.path.isdir(path):
         raise missing_folder(path, "one checkpoint, such as .../step-100")
     if os.path.exists(os.path.join(path, "manifest.json")) or is_foreign(path):
@@ -38,7 +42,7 @@ def check_folder(path: str) -> None:
         shown = ", ".join(f"step-{step}" for step in steps[-3:])
         hint = f"; in it: {'.., ' if steps[3:] else ''}{shown}"
     elif INDEX_NAME in names or any(name.endswith(".safetensors") for name in names):
-        hint = "; found weights of Hugging Face: set checkpoint.initial_load_in_hf"
+        hint = f"; found weights of Hugging Face: {weights_hint}"
     else:
         found = ", ".join([*names[:3], ".."] if names[3:] else names)
         hint = f"; found {found or 'nothing'}"

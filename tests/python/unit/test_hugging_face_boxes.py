@@ -256,6 +256,17 @@ def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
         load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
 
 
+def test_a_manifest_of_another_program_is_none_of_ours(tmp_path: Path) -> None:
+    ranks: Any = run_ranks(1, lambda ranks: ranks)[0]
+    run = manager_of(tmp_path, OwnAdapter, ranks, last_save_in_hf=True)
+    path = Path(run.save(7, state_of(weights(), Grid(), 0), last_step=True))
+    (path / "manifest.sha256").unlink()
+    with pytest.raises(RuntimeError, match="manifest.sha256"):
+        load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
+    (path / "manifest.json").write_text('{"models": []}')
+    load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
+
+
 def test_a_folder_that_is_not_there_is_missing_on_all_ranks(tmp_path: Path) -> None:
     outcomes = run_ranks(
         2, lambda r: load(tmp_path, tmp_path / "x", Grid(rows=2), OwnAdapter, r)
