@@ -17,6 +17,7 @@ from torchtitan_cpp.checkpoint.convert_entries import (
     entries_of_source,
 )
 from torchtitan_cpp.checkpoint.manifest import Parent
+from torchtitan_cpp.checkpoint.model_folder import warn_of_other_settings
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.saving import SaveRequest, save_checkpoint
 from torchtitan_cpp.checkpoint.selection import (
@@ -94,6 +95,7 @@ def from_hugging_face(
     hashes = hashes_of_weights(source, _ALONE)
     weights = open_source(source, model.adapter, hashes=hashes)
     model.check(source, {name: head.shape for name, head in weights.heads.items()})
+    warn_of_other_settings(source, model.adapter)
     request = SaveRequest(
         folder=_workplace(result),
         step=0,

@@ -19,6 +19,7 @@ from torchtitan_cpp.checkpoint.conversion import (
 )
 from torchtitan_cpp.checkpoint.dcp.settings import tell_other_settings
 from torchtitan_cpp.checkpoint.manifest import Manifest
+from torchtitan_cpp.checkpoint.model_folder import warn_of_other_settings
 from torchtitan_cpp.checkpoint.names import check_missing, check_unexpected
 from torchtitan_cpp.checkpoint.selection import Candidate, hashes_of_weights
 from torchtitan_cpp.checkpoint.state import (
@@ -140,6 +141,8 @@ def read_hugging_face(
         sources.append(source)
 
     all_valid(ranks, f"loading {path}", look)
+    if ranks.rank == 0:
+        warn_of_other_settings(path, adapter)
     found = list(sources[0].heads)
     check_unexpected(ranks, path, names, found)
     all_valid(ranks, f"loading {path}", lambda: fill_entries(sources[0], entries))

@@ -34,6 +34,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     TOKENIZER,
 )
+_NOT_COMPUTED_WITH = ("architectures", "max_position_embeddings")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -83,6 +84,47 @@ def write_model_files(
     for name in copied:
         files.append(write_file(folder, name, parts_of(os.path.join(assets, name))))
     return files
+
+
+def warn_of_other_settings(folder: str, adapter: BaseStateDictAdapter) -> None:
+    """Tell what the folder's ``config.json`` and the model do not agree on.
+
+    Shapes do not show it: weights of another rotary base load and give nonsense.
+    """
+    hf_config = getattr(adapter, "hf_config", None)
+    config = _read_json(folder, CONFIG)
+    if hf_config is None or not config:
+        return
+    stored = _comparable(config)
+    differing = [
+        f"{key} {stored[key]!r}, the model {value!r}"
+        for key, value in _comparable(hf_config()).items()
+        if key in stored and stored[key] != value
+    ]
+    if differing:
+        logger.warning(
+            f"{os.path.join(folder, CONFIG)} has {'; '.join(differing)}: the weights "
+            "may have been trained otherwise than they are used here"
+        )
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model computes with, as older and newer transformers write it."""
+    found = {
+        key: value
+        for key, value in config.items()
+        if value is not None and key not in _NOT_COMPUTED_WITH
+    }
+    rope = found.pop("rope_parameters", None)  # of transformers 5
+    if isinstance(rope, dict):
+        found["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+        if "rope_theta" in rope:
+            found["rope_theta"] = rope["rope_theta"]
+    scaling = found.get("rope_scaling", {})
+    if isinstance(scaling, dict):
+        scaling = {("rope_type" if k == "type" else k): v for k, v in scaling.items()}
+        found["rope_scaling"] = {} if scaling.get("rope_type") == "default" else scaling
+    return found
 
 
 def _special_ids(assets: str, original: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,14 @@ from checkpoint_runs import manager
 
 from torchtitan_cpp import generate
 from torchtitan_cpp.checkpoint import StateDictAdapter
+from torchtitan_cpp.checkpoint.model_folder import warn_of_other_settings
 from torchtitan_cpp.config.checkpoint import Checkpoint
 from torchtitan_cpp.data.tokenizer import HuggingFaceTokenizer
-from torchtitan_cpp.models.llama3 import Transformer, TransformerModelArgs
+from torchtitan_cpp.models.llama3 import (
+    RoPEScalingArgs,
+    Transformer,
+    TransformerModelArgs,
+)
 from torchtitan_cpp.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 
 TOKENIZER = Path(__file__).parents[3] / "python/torchtitan_cpp/assets/tokenizer"
@@ -80,6 +85,28 @@ def test_auto_classes_give_the_same_logits_and_tokens(
         torch.tensor([prompt]), max_new_tokens=20, do_sample=False
     )[0, len(prompt) :]
     assert continued.tolist() == made.tokens[0]
+
+
+@pytest.mark.parametrize("scaling", [None, RoPEScalingArgs()])
+def test_settings_of_another_model_are_told(
+    scaling: RoPEScalingArgs | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = replace(ARGS, rope_scaling_args=scaling)
+    ours = export(tmp_path, make_model(args), TOKENIZER)
+    theirs = str(tmp_path / "theirs")
+    transformers.AutoModelForCausalLM.from_pretrained(ours).save_pretrained(theirs)
+    other = replace(args, rope_theta=5e5, rope_scaling_args=RoPEScalingArgs(4.0))
+    for folder in (ours, theirs):
+        caplog.clear()
+        warn_of_other_settings(folder, Llama3StateDictAdapter(args, None))
+        assert not caplog.records
+        warn_of_other_settings(folder, Llama3StateDictAdapter(other, None))
+        (told,) = caplog.messages
+        assert told.startswith(f"{folder}/config.json has ")
+        assert "rope_theta 10000.0, the model 500000.0" in told
+        assert "the model {'rope_type': 'llama3', 'factor': 4.0" in told
+    warn_of_other_settings(str(tmp_path), Llama3StateDictAdapter(other, None))
+    assert len(caplog.records) == 1
 
 
 def test_settings_of_the_original_are_carried_over(tmp_path: Path) -> None:
