@@ -14,7 +14,7 @@ namespace torchtitan::storage {
 // Every method throws FileError. Not for two threads at once.
 class HashedFile {
  public:
-  // Refuses an existing one. At most num_threads threads hash large data.
+  // Refuses an existing one. num_threads threads hash large data, or one more.
   HashedFile(const std::string& path, int64_t num_threads)
       : file_(File::create(path)), writer_(file_, num_threads) {}
 
