@@ -62,13 +62,20 @@ if build asan cpp_tests; then
       "tests/fuzz/corpus/$target"
   done
   step "damaged files" "$trials" corruption --flips 1000 --truncations 200 --seed "$seed"
-  # Sanitizers slow a process down by little of what a save takes.
+  step "$((kills / 20)) kills, sanitizers" "$trials" kills --count "$((kills / 20))" \
+    --seed "$seed"
+else
+  failed+=("build with sanitizers")
+fi
+# Most of them without sanitizers, which make a fork several times as slow.
+trials=build/cpu/tests/cpp/durability/durability_trials
+if build cpu durability_trials; then
   step "$kills kills" "$trials" kills --count "$kills" --seed "$seed"
   # Where blocks go past the page cache.
   step "$((kills / 10)) kills on a disk" "$trials" kills --count "$((kills / 10))" \
     --seed "$seed" --folder "$root/build"
 else
-  failed+=("build with sanitizers")
+  failed+=("build of the trials")
 fi
 if build tsan storage_test; then
   step "storage_test, thread sanitizer" build/tsan/tests/cpp/storage_test \

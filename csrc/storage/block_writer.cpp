@@ -90,7 +90,7 @@ void BlockWriter::write_next(std::unique_lock<std::mutex>& lock) {
       error = std::current_exception();
     }
     lock.lock();
-    if (error != nullptr) error_ = error;
+    if (error_ == nullptr) error_ = error;
     hashes_.replace(block.number * kDigits, hash.size(), hash);
   }
   if (block.buffer != nullptr) unused_.push_back(std::move(block.buffer));

@@ -31,16 +31,6 @@ constexpr Tables make_tables() {
 
 constexpr Tables kTables = make_tables();
 
-// Of two polynomials modulo that of the CRC; the highest bit is the one of x^0.
-uint32_t multiply(uint32_t a, uint32_t b) {
-  uint32_t product = 0;
-  for (uint32_t bit = uint32_t{1} << 31; bit != 0; bit >>= 1) {
-    if ((a & bit) != 0) product ^= b;
-    b = b >> 1 ^ ((b & 1) != 0 ? kReversed : 0);
-  }
-  return product;
-}
-
 uint32_t byte_at(const std::byte* data, size_t at) {
   return std::to_integer<uint32_t>(data[at]);
 }
@@ -60,16 +50,6 @@ uint32_t crc32_portable(const std::byte* data, size_t size, uint32_t state) {
     state = state >> 8 ^ kTables[0][(byte_at(data, 0) ^ state) & 0xFF];
   }
   return state;
-}
-
-uint32_t crc32_of_both(uint32_t first, uint32_t second, size_t second_bytes) {
-  // Bytes that follow multiply what came before by x^8 each.
-  uint32_t square = uint32_t{1} << (31 - 8);
-  for (; second_bytes != 0; second_bytes >>= 1) {
-    if ((second_bytes & 1) != 0) first = multiply(first, square);
-    square = multiply(square, square);
-  }
-  return first ^ second;
 }
 
 uint32_t crc32(std::span<const std::byte> data, uint32_t crc) {

@@ -12,9 +12,6 @@ namespace torchtitan::storage {
 // of nothing.
 uint32_t crc32(std::span<const std::byte> data, uint32_t crc = 0);
 
-// Of two byte sequences behind each other, from their own.
-uint32_t crc32_of_both(uint32_t first, uint32_t second, size_t second_bytes);
-
 // The two ways, on the complement of the CRC. The second one takes a multiple of 16
 // bytes, at least 64, and may be called where has_carryless_multiplication().
 uint32_t crc32_portable(const std::byte* data, size_t size, uint32_t state);

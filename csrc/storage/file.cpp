@@ -145,23 +145,27 @@ bool File::bypass_cache() noexcept {
 #endif
 }
 
-bool File::use_cache() noexcept {
+void File::use_cache() noexcept {
 #ifdef O_DIRECT
   const int flags = ::fcntl(descriptor_, F_GETFL);
-  return flags >= 0 && (flags & O_DIRECT) != 0 &&
-         ::fcntl(descriptor_, F_SETFL, flags & ~O_DIRECT) == 0;
-#else
-  return false;
+  if (flags >= 0) ::fcntl(descriptor_, F_SETFL, flags & ~O_DIRECT);
 #endif
 }
 
 void File::write_at(int64_t offset, std::span<const std::byte> data) {
   const size_t total = data.size();
+  bool has_used_cache = false;
   while (!data.empty()) {
     const ssize_t written = write_some(descriptor_, data, offset);
     if (written < 0 && errno == EINTR) continue;
-    // After a part of another size, the rest begins between the sectors.
-    if (written < 0 && errno == EINVAL && use_cache()) continue;
+    if (written < 0 && errno == EINVAL && !has_used_cache) {
+      // Not between sectors, where a part of another size may have ended. Another
+      // thread may have found the same just now: whether this one changed the file does
+      // not matter.
+      use_cache();
+      has_used_cache = true;
+      continue;
+    }
     if (written < 0) {
       throw_file_error(path_,
                        base::message("write ", data.size(), " of ", total, " bytes"));

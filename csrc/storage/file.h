@@ -44,11 +44,10 @@ class File {
 
   const std::string& path() const { return path_; }
   int64_t size() const;
-  // From now on write_at() goes past the page cache, for which offset, size and memory
-  // have to be at multiples of kDirectBytes. Returns whether the file can.
+  // From now on write_at() goes past the page cache, until offset, size or memory are
+  // not at multiples of kDirectBytes, or use_cache(). Returns whether the file can.
   bool bypass_cache() noexcept;
-  // The end of that; returns whether it was so.
-  bool use_cache() noexcept;
+  void use_cache() noexcept;
   void write_at(int64_t offset, std::span<const std::byte> data);
   // Fills all of `out`; a shorter file is an error.
   void read_at(int64_t offset, std::span<std::byte> out) const;

@@ -131,7 +131,6 @@ def read_hugging_face(
     names = {entry.name for entry in entries}
     buffers = {entry.name for entry in entries if entry.is_buffer}
     sources: list[WeightSource] = []
-
     hashes = hashes_of_weights(path, ranks)
 
     def look() -> None:

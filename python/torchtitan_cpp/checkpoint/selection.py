@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,12 +24,11 @@ from torchtitan_cpp.checkpoint.dcp import (
     read_foreign,
 )
 from torchtitan_cpp.checkpoint.manifest import FORMAT, Manifest, parse_manifest
+from torchtitan_cpp.checkpoint.settings import step_of
 from torchtitan_cpp.checkpoint.shards import BoxReader, ShardReader
 from torchtitan_cpp.checkpoint.state import Json, Ranks
 from torchtitan_cpp.errors import MissingPathError
 from torchtitan_cpp.logging import logger
-
-_STEP = re.compile(r"step-(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +219,11 @@ def _choose(folder: str, load_step: int, wanted: Set[str]) -> dict[str, list[str
     for name in ignored:
         path = os.path.join(folder, name)
         is_link = os.path.islink(path)
-        if _STEP.fullmatch(name) and (is_link or not os.path.isdir(path)):
+        step = step_of(name)
+        if step is not None and (is_link or not os.path.isdir(path)):
             kind = "a link" if is_link else "a file"
             problem = f"{path}: expected a folder, found {kind}"
-            checkpoints.insert(0, _Found.unusable(path, int(name[5:]), problem))
+            checkpoints.insert(0, _Found.unusable(path, step, problem))
         else:
             logger.info(f"Ignored {path}: no checkpoint folder")
     if load_step >= 0:

@@ -23,7 +23,12 @@ EXPORT_DTYPES = {
     "float32": torch.float32,
 }
 """By ``checkpoint.export_dtype``."""
-_STEP = re.compile(r"step-(0|[1-9]\d*)")
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder name; None for other names."""
+    match = re.fullmatch(r"step-(0|[1-9]\d*)", name)
+    return int(match.group(1)) if match else None
 
 
 def check_folder(path: str, *, weights_hint: str) -> None:
@@ -37,7 +42,7 @@ def check_folder(path: str, *, weights_hint: str) -> None:
     if os.path.exists(os.path.join(path, "manifest.json")) or is_foreign(path):
         return
     names = sorted(os.listdir(path))
-    steps = sorted(int(name[5:]) for name in names if _STEP.fullmatch(name))
+    steps = sorted(step for step in map(step_of, names) if step is not None)
     if steps:
         shown = ", ".join(f"step-{step}" for step in steps[-3:])
         hint = f"; in it: {'.., ' if steps[3:] else ''}{shown}"

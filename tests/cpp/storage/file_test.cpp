@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <string>
 
 #include "storage/temporary_folder.h"
@@ -51,6 +52,22 @@ TEST(File, AFullDiskIsAnErrorWithPathAndReason) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_EQ(WEXITSTATUS(status), 7);
+}
+
+// As a write that ended between two sectors goes on.
+TEST(File, WritesPastTheCacheGoOnThroughItWhereTheyDoNotFit) {
+  for (const std::filesystem::path parent : {"/dev/shm", "/var/tmp"}) {
+    const TemporaryFolder folder(parent);
+    const std::string text(2 * kDirectBytes, 'x');
+    {
+      File file = File::create(folder / "data");
+      file.bypass_cache();
+      file.write_at(0, std::as_bytes(std::span(text)).first(5));
+      file.write_at(5, std::as_bytes(std::span(text)).subspan(5));
+      file.sync();
+    }
+    EXPECT_EQ(read_text(folder / "data", 1 << 20), text);
+  }
 }
 
 }  // namespace

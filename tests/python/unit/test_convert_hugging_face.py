@@ -66,8 +66,11 @@ def test_there_and_back_by_torchtitans_scripts(
     config = json.loads((model / "config.json").read_text())
     assert config["max_position_embeddings"] == ARGS.max_seq_len
 
+    config["rope_theta"] = 123.0
+    (model / "config.json").write_text(json.dumps(config))
     back = tmp_path / "seed/step-0"
     assert run_script("convert_from_hf.py", str(model), str(back), *options) == 0
+    assert "config.json has rope_theta 123.0, the model" in capsys.readouterr().err
     target = state_of(weights(ARGS), ONE, 0, zeros=True)
     loaded = manager(tmp_path, replace(ENABLED, folder="seed"))
     assert loaded.load(target).step == 0

@@ -222,7 +222,7 @@ def test_a_table_says_what_is_wrong_with_it() -> None:
 
 
 def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class WithConfig(OwnAdapter):
         def hf_config(self) -> dict[str, Any]:
@@ -233,7 +233,8 @@ def test_a_damaged_folder_of_ours_is_refused_and_edited_settings_are_not(
     path = Path(run.save(7, state_of(weights(), Grid(), 0), last_step=True))
     assert "config.json" in (path / "manifest.json").read_text()
     (path / "config.json").write_text('{"model_type": "another"}')
-    load(tmp_path / "new", path, Grid(), OwnAdapter, ranks)
+    load(tmp_path / "new", path, Grid(), WithConfig, ranks)
+    assert "config.json has model_type 'another', the model 'mine'" in caplog.text
     file = path / "model.safetensors"
     data = bytearray(file.read_bytes())
     for place in (len(data) // 2, -5):

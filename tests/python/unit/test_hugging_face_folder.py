@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -122,6 +123,19 @@ def test_an_index_must_fit_its_files(tmp_path: Path) -> None:
     path.write_text(json.dumps(index))
     with pytest.raises(ValueError, match="layers.9.w is not in model-00001"):
         HuggingFaceFolder(str(tmp_path / "m"))
+
+
+def test_few_files_of_many_are_kept_open(tmp_path: Path) -> None:
+    names = [f"model-{i:05}-of-00040.safetensors" for i in range(1, 41)]
+    for name in names:
+        save_file({name: torch.full((3,), float(name[6:11]))}, tmp_path / name)
+    weight_map = json.dumps({"weight_map": {name: name for name in names}})
+    (tmp_path / "model.safetensors.index.json").write_text(weight_map)
+    folder = HuggingFaceFolder(str(tmp_path))
+    for name in [*names, *names]:
+        assert folder.read(name).tolist() == [float(name[6:11])] * 3
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert 0 < sum(each.startswith(str(tmp_path)) for each in opened) <= 16
 
 
 def test_damage_that_is_found_late_is_explained(tmp_path: Path) -> None:
